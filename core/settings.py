@@ -1,0 +1,139 @@
+"""Every limit and default of a server process, in one frozen object, read once at the edge.
+
+Each field is set by the environment variable PENSTOCK_<NAME>; `penstock config` prints name, value and origin.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from core.errors import InvalidRequest
+
+MIB = 1 << 20
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+Count = Annotated[int, Ge(1)]
+Seconds = Annotated[float, Gt(0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Durations end in _s (seconds) or _ms (milliseconds), sizes in _bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="ignore")
+
+    # where
+    home: Path = Field(
+        default=Path(".penstock"), description="folder of the embedded repository, client.toml and sockets"
+    )
+    host: str = Field(default="127.0.0.1", description="address that HTTP and gRPC listen on")
+    http_port: Port = Field(default=8080, description="HTTP port; 0 = any free one")
+    grpc_port: Port = Field(default=8081, description="gRPC port; 0 = any free one")
+    samples: bool = Field(default=True, description="train and register the sample models on the first start")
+
+    # what a request may be
+    max_body_bytes: Count = Field(default=64 * MIB, description="request body as sent (Triton: 64 MiB)")
+    max_decoded_bytes: Count = Field(default=128 * MIB, description="request body after gzip or deflate")
+    max_header_bytes: Count = Field(default=16 * 1024, description="request line and headers together")
+    max_tensors: Count = Field(
+        default=256, description="inputs of one request; also its requested outputs and parameters"
+    )
+    max_json_depth: Count = Field(default=32, description="nesting of a JSON body")
+    header_timeout_s: Seconds = Field(default=10.0, description="to receive request line and headers")
+    body_timeout_s: Seconds = Field(default=15.0, description="to receive the body, from the end of the headers")
+    keep_alive_s: Seconds = Field(default=30.0, description="an idle HTTP connection is closed after this")
+    write_timeout_s: Seconds = Field(
+        default=15.0, description="a client that takes no byte of its answer for this long is cut off"
+    )
+    max_pipelined: Count = Field(
+        default=64, description="requests a client may send ahead of their answers on one connection"
+    )
+    max_connections: Count = Field(default=20_000, description="open HTTP connections")
+    grpc_keepalive_s: Seconds = Field(default=30.0, description="a silent gRPC connection is pinged after this")
+    grpc_max_streams: Count = Field(default=1024, description="concurrent gRPC calls on one connection")
+
+    # batching and deadlines
+    default_max_batch: Count = Field(default=32, description="max batch of a push that names none and can batch")
+    default_deadline_ms: Count = Field(
+        default=30_000, description="of a request that names none, where its model names none"
+    )
+    max_deadline_ms: Count = Field(default=600_000, description="the longest deadline a request may ask for")
+    queue_bound: Count = Field(
+        default=2048, description="requests waiting for one model version, where its model names no bound"
+    )
+    window: Count = Field(default=2, description="batches in flight to one in-process or child worker")
+    margin_ms: Annotated[float, Ge(0)] = Field(default=2.0, description="slack kept under each deadline at admission")
+
+    # pushing
+    allow_code: bool | None = Field(
+        default=None, description="accept formats that carry code; default: on while every listener is on loopback"
+    )
+    max_push_bytes: Count = Field(default=4096 * MIB, description="artifact of one push")
+    push_min_rate: Count = Field(default=64 * 1024, description="bytes/s below which an upload is cut off, over 15 s")
+    versions_kept: Count = Field(
+        default=10, description="versions kept of a model; older ones without alias go at the next push"
+    )
+
+    # workers
+    compute_threads: Annotated[int, Ge(0)] = Field(
+        default=0, description="torch, OpenMP and onnxruntime threads; 0 = the cores"
+    )
+    load_timeout_s: Seconds = Field(default=120.0, description="to start, load and warm one version")
+    drain_timeout_s: Seconds = Field(
+        default=20.0, description="to finish accepted requests when a version or the server stops"
+    )
+    child_memory_bytes: Annotated[int, Ge(0)] = Field(
+        default=0, description="memory of one model's child process; 0 = no limit"
+    )
+    child_restart_max_s: Seconds = Field(
+        default=30.0, description="longest back-off before a dead child is started again"
+    )
+
+    # housekeeping
+    poll_interval_s: Seconds = Field(
+        default=1.0, description="the repository is asked for changes by others this often"
+    )
+    log_level: str = Field(
+        default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
+    )
+    log_json: bool = Field(default=False, description="one JSON object a line in place of text")
+
+    @property
+    def code_allowed(self) -> bool:
+        """`allow_code` where it is set, else whether every listener is on loopback."""
+        return self.on_loopback if self.allow_code is None else self.allow_code
+
+    @property
+    def on_loopback(self) -> bool:
+        return self.host in LOOPBACK
+
+    @property
+    def threads(self) -> int:
+        return self.compute_threads or (os.cpu_count() or 1)
+
+
+def load() -> Settings:
+    """Settings of this process from its environment. Raises InvalidRequest that names each wrong value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"PENSTOCK_{str(item['loc'][0]).upper()}: {item['msg'].lower()}, not {item['input']!r}"
+            for item in error.errors()
+        )
+        raise InvalidRequest(wrong) from None
+
+
+def origins(settings: Settings) -> list[tuple[str, str, str, str]]:
+    """(name, value, origin, description) of every setting, in the order of their definition."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        variable = f"PENSTOCK_{name.upper()}"
+        origin = variable if variable in os.environ else "default"
+        rows.append((name, str(getattr(settings, name)), origin, field.description or ""))
+    return rows

@@ -1,0 +1,65 @@
+"""The contract that every repository meets: SQLite and files when embedded, MongoDB in production.
+
+Deliberately small: one-document reads and compare-and-set writes on a revision. No transactions, no change
+streams, no queries beyond equality of kind and model, so that one suite (`tests/repository/`) holds both.
+Records are immutable structs from `repository/records.py`. All methods raise Unavailable when the store is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from repository.records import Record
+
+R = TypeVar("R", bound=Record)
+
+
+class Store(Protocol):
+    """Records by kind and key."""
+
+    async def get(self, kind: type[R], key: str) -> R | None:
+        """The record, or None."""
+
+    async def find(self, kind: type[R], model: str | None = None) -> list[R]:
+        """All records of a kind, in the order of their keys' insertion; of one model where it is named."""
+
+    async def insert(self, record: R) -> R:
+        """Store a new record with revision 1. Raises Conflict when its key exists."""
+
+    async def replace(self, record: R) -> R:
+        """Replace the record of that key if it still has `record.revision`; returns it with the next revision.
+
+        Raises Conflict when it changed or is gone.
+        """
+
+    async def delete(self, record: R) -> None:
+        """Delete the record of that key if it still has `record.revision`. Raises Conflict otherwise."""
+
+    async def revision(self) -> int:
+        """A number that grows with every write, by whichever process. Cheap: it is polled."""
+
+    async def close(self) -> None: ...
+
+
+class Artifacts(Protocol):
+    """Files by the SHA-256 of their content, in hex."""
+
+    async def put(self, chunks: AsyncIterator[bytes], limit: int) -> tuple[str, int]:
+        """Store a stream, never whole in memory; returns its digest and size in bytes.
+
+        Atomic: a crash leaves no partial artifact behind that could be read. Raises TooLarge beyond `limit` bytes.
+        """
+
+    async def fetch(self, digest: str) -> Path:
+        """A local, read-only file of the artifact, its digest just verified.
+
+        Raises NotFound when it is missing, InvalidRequest when its content does not match the digest.
+        """
+
+    async def delete(self, digest: str) -> None:
+        """Forget the artifact; missing is fine."""
+
+    async def digests(self) -> list[str]:
+        """All stored digests."""
