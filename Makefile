@@ -1,0 +1,32 @@
+# make up     install and start the server; TORCH=cpu leaves CUDA out
+# make test   everything the tests promise, with coverage
+# make check  format, lint, types
+# make bench  measure against the echo; ARGS="--quick --only rest-json" narrows it
+.PHONY: up test check bench requirements
+
+up:
+	@sh requirements/install workers
+	@exec .venv/bin/penstock up
+
+test:
+	@sh requirements/install dev
+	.venv/bin/python -m pytest --cov --cov-report=term $(ARGS)
+
+check:
+	@sh requirements/install dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+bench:
+	@sh requirements/install dev
+	.venv/bin/python -m benchmarks.bench $(ARGS)
+
+# One resolution for all: the largest set first, the others under its versions. `UPGRADE=--upgrade` moves the unpinned.
+COMPILE = cd requirements && ../.venv/bin/uv pip compile --quiet --universal --fork-strategy fewest \
+	--python-version 3.11 --generate-hashes --no-emit-index-url --no-header $(UPGRADE)
+requirements:
+	@sh requirements/install dev
+	$(COMPILE) -o dev.txt dev.in
+	$(COMPILE) -o uv.txt uv.in
+	for set in client gateway workers; do ($(COMPILE) -c dev.txt -o $$set.txt $$set.in) || exit 1; done
