@@ -7,13 +7,16 @@ Records are immutable structs from `repository/records.py`. All methods raise Un
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from repository.records import Record
 
 R = TypeVar("R", bound=Record)
+
+Used = Callable[[], Awaitable[bool]]
+"""Whether a record refers to an artifact: asked while it is out of sight, before it is gone for good."""
 
 
 class Store(Protocol):
@@ -58,8 +61,11 @@ class Artifacts(Protocol):
         Raises NotFound when it is missing, InvalidRequest when its content does not match the digest.
         """
 
-    async def delete(self, digest: str) -> None:
-        """Forget the artifact; missing is fine."""
+    async def delete(self, digest: str, used: Used | None = None) -> None:
+        """Forget the artifact, unless `used`, asked once the artifact is out of sight, says True. Missing is fine."""
 
     async def digests(self) -> list[str]:
         """All stored digests."""
+
+    async def sweep(self) -> int:
+        """Remove what crashed writers left behind, and nothing of living ones; returns how many pieces."""

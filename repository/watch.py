@@ -1,0 +1,126 @@
+"""Keeps a `Catalog` fresh: asks the store for its revision every interval, at once after a write of this process.
+
+When the store is away the last catalog stays, so that whatever is routed goes on being served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import structlog
+
+from core.errors import PenstockError
+from repository.catalog import Catalog, catalog
+from repository.records import Alias, ApiKey, Version, VersionState
+from repository.store import Store
+
+__all__ = ["Catalog", "Subscriber", "Watch"]
+
+T = TypeVar("T")
+Subscriber = Callable[[Catalog], None]
+log = structlog.get_logger(__name__)
+
+STEADY_READS = 3
+"""Attempts to read everything at one revision, before a catalog read during writes is taken: the next poll mends it."""
+
+
+class Watch:
+    """`catalog` is the latest that was read. `interval`: seconds between polls."""
+
+    def __init__(self, store: Store, interval: float) -> None:
+        self.catalog = Catalog()
+        self._store = store
+        self._interval = interval
+        self._subscribers: list[Subscriber] = []
+        self._reading = asyncio.Lock()
+        self._poked = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._away = False
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call `subscriber` with each new catalog, and now with the present one if something was read already."""
+        self._subscribers.append(subscriber)
+        if self.catalog.revision >= 0:
+            self._tell(subscriber)
+
+    def poke(self) -> None:
+        """Ask `run` to look at once."""
+        self._poked.set()
+
+    async def refresh(self) -> Catalog:
+        """Read what the store says now, tell the subscribers, return it. Raises Unavailable when it is away."""
+        async with self._reading:
+            if await self._store.revision() != self.catalog.revision:
+                self.catalog = await _read(self._store)
+                self._publish()
+        return self.catalog
+
+    async def run(self) -> None:
+        """Refresh for ever: after each interval and each poke."""
+        while True:
+            await self._look()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._interval):
+                    await self._poked.wait()
+            self._poked.clear()
+
+    async def until(self, found: Callable[[Catalog], T | None], timeout: float) -> T | None:
+        """The first answer of `found` that is not None, asked of each new catalog; None after `timeout` seconds.
+
+        Looks by itself every interval, so it needs no `run` beside it.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while (answer := found(self.catalog)) is None and loop.time() < deadline:
+            changed = self._changed
+            try:
+                async with asyncio.timeout_at(min(deadline, loop.time() + self._interval)):
+                    await changed.wait()
+            except TimeoutError:
+                await self._look()
+        return answer
+
+    def _publish(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        for subscriber in list(self._subscribers):
+            self._tell(subscriber)
+
+    def _tell(self, subscriber: Subscriber) -> None:
+        try:
+            subscriber(self.catalog)
+        except Exception:
+            log.exception("subscriber_failed", subscriber=repr(subscriber))
+
+    async def _look(self) -> None:
+        """Refresh, and only log it once when that does not work."""
+        try:
+            await self.refresh()
+        except Exception as error:
+            if not self._away:
+                known = isinstance(error, PenstockError)
+                log.warning("repository_away", error=str(error), exc_info=None if known else error)
+            self._away = True
+        else:
+            if self._away:
+                log.info("repository_back", revision=self.catalog.revision)
+            self._away = False
+
+
+async def _read(store: Store) -> Catalog:
+    """All records, at one revision where writers leave the time for it."""
+    for _ in range(STEADY_READS):
+        revision = await store.revision()
+        read = catalog(
+            revision,
+            await store.find(Version),
+            await store.find(VersionState),
+            await store.find(Alias),
+            await store.find(ApiKey),
+        )
+        if await store.revision() == revision:
+            break
+    return read
