@@ -1,0 +1,95 @@
+"""A real embedded server in a process of its own, as `make up` starts it, on free ports and a home of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+COMMAND = Path(sys.executable).parent / "penstock"
+READY_WITHIN_S = 240
+STOPPED_WITHIN_S = 60
+
+
+class RunningServer(NamedTuple):
+    """`url`: of HTTP, `grpc`: host:port. `log` is the file that takes what the process writes."""
+
+    url: str
+    grpc: str
+    control: str
+    api_key: str
+    home: Path
+    log: Path
+    pid: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of a client process on this machine, with this server's commands first on its PATH."""
+        return clean_environment() | {
+            "PENSTOCK_URL": self.url,
+            "PENSTOCK_GRPC": self.grpc,
+            "PENSTOCK_CONTROL": self.control,
+            "PENSTOCK_API_KEY": self.api_key,
+            "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        }
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's, without any setting of Penstock's."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+
+
+@contextlib.contextmanager
+def running(home: Path, **settings: str) -> Iterator[RunningServer]:
+    """Start `penstock up` with these settings (PENSTOCK_<NAME>), wait until it is ready, and at the end stop it by
+    SIGTERM: it must exit with 0."""
+    home.mkdir(parents=True, exist_ok=True)
+    log = home.parent / f"{home.name}.log"
+    ours = {"home": str(home), "http_port": "0", "grpc_port": "0"} | settings
+    environment = clean_environment() | {f"PENSTOCK_{name.upper()}": value for name, value in ours.items()}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [COMMAND, "up"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=home
+        )
+    try:
+        yield _wait_until_ready(process, home, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOPPED_WITHIN_S) == 0, f"the server's exit was not clean:\n{_tail(log)}"
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> RunningServer:
+    deadline = time.monotonic() + READY_WITHIN_S
+    told = home / "client.toml"
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the server ended with {process.returncode}:\n{_tail(log)}"
+        if told.exists() and _answers(tomllib.loads(told.read_text()).get("url", "")):
+            client = tomllib.loads(told.read_text())
+            return RunningServer(
+                client["url"], client["grpc"], client["control"], client["api_key"], home, log, process.pid
+            )
+        time.sleep(0.1)
+    raise AssertionError(f"the server was not ready within {READY_WITHIN_S} s:\n{_tail(log)}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-40:])

@@ -1,0 +1,79 @@
+"""Who may import whom: the allowed arrows as a table, held against every import statement of the tree."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("core", "repository", "workers", "gateway", "control", "server", "penstock", "benchmarks", "loadtests", "tests")
+ARROWS: dict[str, tuple[str, ...]] = {
+    "core": (),
+    "repository": ("core",),
+    "workers": ("core", "repository"),
+    "gateway": ("core", "repository", "workers.messages"),
+    "control": ("core", "repository"),
+    "server": ("core", "repository", "workers", "gateway", "control", "penstock"),
+    "penstock": (),
+    "loadtests": (),
+    "benchmarks": ("core", "repository", "workers", "gateway", "control", "penstock"),
+}
+HOSTS_OF_WORKERS = {f"gateway/transports/{name}.py" for name in ("inproc", "process", "connect")}
+
+
+def within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def imported(source: str) -> Iterator[tuple[int, str]]:
+    """(line, module or module.name) of each import; `from a import b` counts as a.b, for b may be a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def breaches(path: str, source: str) -> list[str]:
+    """Imports of our own packages that the table does not allow to the file at `path` (relative to the root)."""
+    package = path.removeprefix("client/").split("/")[0]
+    allowed = (package, *ARROWS[package], *(("workers",) if path in HOSTS_OF_WORKERS else ()))
+    return [
+        f"{path}:{line} imports {module}"
+        for line, module in imported(source)
+        if within(module, OURS) and not within(module, allowed)
+    ]
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_every_import_follows_an_arrow(package: str) -> None:
+    """No package imports one that the table gives it no arrow to."""
+    folder = ROOT / "client" / package if package == "penstock" else ROOT / package
+    files = sorted(folder.rglob("*.py"))
+    assert [breach for file in files for breach in breaches(str(file.relative_to(ROOT)), file.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "allowed"),
+    [
+        ("core/names.py", "import repository.records", False),
+        ("gateway/rest.py", "from workers.messages import Batch", True),
+        ("gateway/rest.py", "from workers import messages", True),
+        ("gateway/rest.py", "from workers.worker import Worker", False),
+        ("gateway/rest.py", "import workers", False),
+        ("gateway/transports/inproc.py", "from workers.worker import Worker", True),
+        ("gateway/dataplane.py", "def late():\n    from control import api", False),
+        ("control/api.py", "if TYPE_CHECKING:\n    from gateway.routes import Routes", False),
+        ("repository/store.py", "from server import up", False),
+        ("benchmarks/bench.py", "import server.up", False),
+        ("client/penstock/sdk.py", "from core.names import check", False),
+        ("client/penstock/sdk.py", "from penstock.wire import Tensor", True),
+        ("workers/host.py", "import numpy, repository.records", True),
+    ],
+)
+def test_the_checker_sees_a_forbidden_import(path: str, source: str, allowed: bool) -> None:
+    """Wherever it stands in a file, and in each of its spellings."""
+    assert (breaches(path, source) == []) is allowed
