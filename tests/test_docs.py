@@ -1,7 +1,7 @@
 """What is documented is run: every sh, console and python block of README.md and docs/ against a live server.
 
-A document is run from top to bottom in a folder that holds nothing but `.venv`; its python blocks share one interpreter's names. Comments
-in the Markdown, invisible to readers, say what else there is to do:
+A document is run from top to bottom in a folder that holds nothing but `.venv`; its python blocks share one
+interpreter's names. Comments in the Markdown, invisible to readers, say what else there is to do:
 
     <!-- not run: reason -->      before a block that cannot be run here
     <!-- file: models.py -->      before a block that is a file's content: written, not run

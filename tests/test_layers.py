@@ -19,7 +19,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "server": ("core", "repository", "workers", "gateway", "control", "penstock"),
     "penstock": (),
     "loadtests": (),
-    "benchmarks": ("core", "repository", "workers", "gateway", "control", "penstock"),
+    "benchmarks": ("core", "repository", "workers", "gateway", "control", "penstock", "loadtests", "tests"),
 }
 HOSTS_OF_WORKERS = {f"gateway/transports/{name}.py" for name in ("inproc", "process", "connect")}
 
