@@ -1,0 +1,116 @@
+"""What every protocol's codec checks of a tensor before it believes it: datatype, shape, size. Pure."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from math import prod
+
+from core.datatypes import DATATYPES, Buffer, DataType
+from core.errors import InvalidRequest, TooLarge
+
+MAX_RANK = 32
+MAX_ELEMENTS = 1 << 31
+"""Of one tensor; the body's size bounds it further. Python integers do not overflow, so a lying product is seen."""
+
+PRIORITY, TIMEOUT, BINARY_OUTPUT = "priority", "timeout", "binary_data_output"
+SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+MAX_PRIORITY = 255
+_LENGTH = struct.Struct("<I")
+
+
+def datatype(name: str, tensor: str) -> DataType:
+    found = DATATYPES.get(name)
+    if found is None:
+        raise InvalidRequest(f"tensor {tensor!r}: unknown datatype {name[:32]!r}; known are {', '.join(DATATYPES)}")
+    return found
+
+
+def elements(shape: tuple[int, ...], tensor: str) -> int:
+    """The product of `shape`. Raises InvalidRequest for a dimension below 0 or a product that no body can hold."""
+    if len(shape) > MAX_RANK:
+        raise InvalidRequest(f"tensor {tensor!r}: a shape of {len(shape)} dimensions; at most {MAX_RANK}")
+    for dimension in shape:
+        if dimension < 0:
+            raise InvalidRequest(f"tensor {tensor!r}: the shape {list(shape)} has a negative dimension")
+        if dimension > MAX_ELEMENTS:
+            raise InvalidRequest(f"tensor {tensor!r}: a dimension of {dimension} in its shape is too large")
+    count = prod(shape)
+    if count > MAX_ELEMENTS:
+        raise InvalidRequest(f"tensor {tensor!r}: a shape of {count} elements; at most {MAX_ELEMENTS}")
+    return count
+
+
+def check_raw(kind: DataType, count: int, data: Buffer, tensor: str) -> Buffer:
+    """Return `data` if it is exactly `count` elements of raw bytes; raise InvalidRequest that says what is off."""
+    size = len(data)
+    if kind.size:
+        if size != count * kind.size:
+            raise InvalidRequest(
+                f"tensor {tensor!r}: {size} bytes of data where its shape and {kind.name} need {count * kind.size}"
+            )
+        return data
+    if count * 4 > size:
+        raise InvalidRequest(f"tensor {tensor!r}: {count} BYTES elements cannot fit in {size} bytes")
+    at = 0
+    for index in range(count):
+        if at + 4 > size:
+            raise InvalidRequest(f"tensor {tensor!r}: its data ends inside the length of element {index}")
+        at += 4 + _LENGTH.unpack_from(data, at)[0]
+    if at != size:
+        raise InvalidRequest(f"tensor {tensor!r}: its {count} BYTES elements take {at} bytes, its data has {size}")
+    return data
+
+
+_CODES = {
+    "BOOL": "?",
+    "INT8": "b",
+    "INT16": "h",
+    "INT32": "i",
+    "INT64": "q",
+    "UINT8": "B",
+    "UINT16": "H",
+    "UINT32": "I",
+    "UINT64": "Q",
+    "FP32": "f",
+    "FP64": "d",
+}
+
+
+@lru_cache(maxsize=512)
+def _packer(datatype: str, count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}{_CODES[datatype]}")
+
+
+def pack(kind: DataType, values: list[float] | list[int] | list[bool], tensor: str) -> bytes:
+    """Python numbers → raw bytes. Raises InvalidRequest for a number outside the datatype's range."""
+    try:
+        return _packer(kind.name, len(values)).pack(*values)
+    except (struct.error, OverflowError):
+        raise InvalidRequest(f"tensor {tensor!r}: its data has a number outside the range of {kind.name}") from None
+
+
+def limit(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise TooLarge(f"{count} {what} in one request; at most {most}")
+
+
+def priority(value: object) -> int:
+    """The `priority` parameter: 0 (the default class) to 255; 1 is served first."""
+    if type(value) is not int or not 0 <= value <= MAX_PRIORITY:
+        raise InvalidRequest(f"the parameter 'priority' must be an integer from 0 to {MAX_PRIORITY}")
+    return value
+
+
+def timeout_us(value: object) -> int:
+    """The `timeout` parameter, in microseconds; 0 = the model's default."""
+    if type(value) is not int or value < 0:
+        raise InvalidRequest("the parameter 'timeout' must be an integer of microseconds, at least 0")
+    return value
+
+
+def top_k(value: object, tensor: str) -> int:
+    """The `classification` parameter of an output."""
+    if type(value) is not int or value < 1:
+        raise InvalidRequest(f"output {tensor!r}: the parameter 'classification' must be an integer of at least 1")
+    return value

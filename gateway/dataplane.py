@@ -1,0 +1,128 @@
+"""The one place that spells a request's life: verify → route → decode → fit → admit → batch → send → answer.
+
+Transports hand over an `Exchange`; it is answered exactly once, by `reply` or `fail`, or not at all once its client
+has gone (`cancel`). Nothing here awaits: admission is a plain call, and the batcher answers by plain calls later.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from core.errors import Internal, InvalidRequest, PenstockError
+from core.identity import PREDICT, Principal, Verifier
+from core.settings import Settings
+from gateway.batching.entry import Entry
+from gateway.codec.classification import classify
+from gateway.exchange import Exchange, InferRequest, InferResponse
+from gateway.routes import Routes
+from gateway.routing import Route
+from workers.messages import Output, Timing
+
+log = structlog.get_logger()
+
+
+class Call(Entry):
+    """An exchange while it waits for, or rides in, a batch."""
+
+    __slots__ = ("exchange", "request", "route")
+
+    exchange: Exchange
+    request: InferRequest
+    route: Route
+
+    def answer(self, outputs: list[Output], timing: Timing, waited: int) -> None:
+        """Pick what was asked for, and reply; an output that cannot be rendered becomes the caller's error."""
+        exchange = self.exchange
+        exchange.entry = None
+        try:
+            if self.request.outputs is not None:
+                outputs = self._requested(outputs)
+            exchange.reply(InferResponse(self.route.name, self.route.number, outputs, self.request))
+        except PenstockError as error:
+            self.route.statistics.refused(error.reason, 0)
+            exchange.fail(error)
+
+    def refuse(self, error: PenstockError) -> None:
+        self.exchange.entry = None
+        self.route.statistics.refused(error.reason, time.monotonic_ns() - self.arrived)
+        self.exchange.fail(error)
+
+    def _requested(self, outputs: list[Output]) -> list[Output]:
+        by_name = {output.name: output for output in outputs}
+        chosen = []
+        for wanted in self.request.outputs or ():
+            output = by_name[wanted.name]
+            if wanted.classification:
+                labels = self.route.labels[wanted.name]
+                output = classify(output, wanted.classification, labels, self.route.batched)
+            chosen.append(output)
+        return chosen
+
+
+class DataPlane:
+    """What every transport hands its requests to. Lives on one event loop; not thread-safe."""
+
+    def __init__(self, verifier: Verifier, routes: Routes, settings: Settings) -> None:
+        self._verifier = verifier
+        self._routes = routes
+        self._longest = settings.max_deadline_ms * 1_000_000
+
+    def infer(self, exchange: Exchange) -> None:
+        """Take a request to its batch, or answer it with the reason why not. Never raises."""
+        try:
+            principal, route = self.route(exchange)
+            request = exchange.decode(route.version.signature)
+            call = self._call(exchange, request, route, principal)
+            exchange.entry = call
+            route.batcher.submit(call)
+        except PenstockError as error:
+            exchange.entry = None
+            exchange.fail(error)
+        except Exception as error:
+            exchange.entry = None
+            exchange.fail(internal(error))
+
+    def route(self, exchange: Exchange) -> tuple[Principal, Route]:
+        """Who asks, and what would serve it: all that headers can tell. Raises PenstockError."""
+        principal = self._verifier.verify(exchange.credential)
+        principal.require(PREDICT)
+        return principal, self._routes.table.resolve(exchange.model, exchange.version, principal)
+
+    def cancel(self, exchange: Exchange) -> None:
+        """The client has gone: its request leaves its batch, and is not answered."""
+        entry = exchange.entry
+        if entry is not None:
+            exchange.entry = None
+            route: Route = entry.route  # type: ignore[attr-defined]
+            route.batcher.cancel(entry)
+            route.statistics.cancelled += 1
+
+    def _call(self, exchange: Exchange, request: InferRequest, route: Route, principal: Principal) -> Call:
+        key, rows, pieces = route.mould.press(request)
+        deadline = self._deadline(exchange, request, route)
+        call = Call(key, rows, pieces, exchange.received, deadline, principal.owner, request.priority)
+        call.exchange = exchange
+        call.request = request
+        call.route = route
+        return call
+
+    def _deadline(self, exchange: Exchange, request: InferRequest, route: Route) -> int:
+        """Monotonic ns: the request's own timeout, else the model's default, and never after the transport's."""
+        budget = request.timeout_us * 1000 or route.version.default_deadline_ms * 1_000_000
+        deadline = exchange.received + min(budget, self._longest)
+        return min(deadline, exchange.deadline) if exchange.deadline else deadline
+
+
+def internal(error: BaseException) -> PenstockError:
+    """A defect of ours, as the caller may see it; the log has the rest under the same id."""
+    if isinstance(error, RecursionError):
+        return InvalidRequest("the request is nested too deeply")
+    failure = Internal("internal error; the log has the details", error_id=new_error_id())
+    log.error("internal error", error_id=failure.error_id, exc_info=error)
+    return failure
+
+
+def new_error_id() -> str:
+    return f"{time.time_ns():x}"

@@ -1,0 +1,72 @@
+"""Keeps the routing table fresh: what is open, joined with what the repository's catalog knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from core.settings import Settings
+from gateway.batching.batcher import Batcher
+from gateway.routing import Key, Route, Table
+from gateway.statistics import Statistics
+from gateway.transports.base import Transport
+from repository.records import Version
+from repository.watch import Catalog
+
+
+class Routes:
+    """Open versions, each with its batcher; `table` is replaced whole at each change."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.table = Table()
+        self._settings = settings
+        self._catalog: Catalog | None = None
+        self._open: dict[Key, Route] = {}
+        self._transports: dict[Key, Transport] = {}
+        self._listeners: list[Callable[[Table], None]] = []
+
+    def listen(self, listener: Callable[[Table], None]) -> None:
+        """Call `listener` with each new table."""
+        self._listeners.append(listener)
+
+    def refresh(self, catalog: Catalog) -> None:
+        """The repository changed: versions, states or aliases."""
+        self._catalog = catalog
+        self._rebuild()
+
+    async def open(self, version: Version, transport: Transport) -> None:
+        """Requests may go to `version` from now on."""
+        key = (version.model, version.version)
+        if key in self._open:
+            await self.retire(*key)
+        statistics = Statistics()
+        batcher = Batcher(version, transport, self._settings, statistics.executed)
+        self._transports[key] = transport
+        self._open[key] = Route(version, batcher, statistics)
+        self._rebuild()
+
+    async def retire(self, model: str, version: int) -> None:
+        """Send nothing more to a version, wait for what it has accepted, and let its transport go."""
+        route = self._open.pop((model, version), None)
+        if route is None:
+            return
+        self._rebuild()
+        await route.batcher.drain(self._settings.drain_timeout_s)
+        await self._transports.pop((model, version)).close()
+
+    async def close(self) -> None:
+        for key in list(self._open):
+            await self.retire(*key)
+
+    def _rebuild(self) -> None:
+        catalog = self._catalog
+        known = (
+            {}
+            if catalog is None
+            else {
+                (version.model, version.version): catalog.state(version.model, version.version)
+                for version in catalog.all_versions()
+            }
+        )
+        self.table = Table(self._open.values(), known, () if catalog is None else catalog.all_aliases())
+        for listener in self._listeners:
+            listener(self.table)

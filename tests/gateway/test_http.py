@@ -1,0 +1,412 @@
+"""The protocol: infer requests become exchanges, everything is answered in order, and nobody holds a connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+
+from core.errors import NotFound, PenstockError, Unauthenticated
+from core.settings import Settings
+from gateway.exchange import Exchange, InferRequest, InferResponse
+from gateway.http import Plant
+from gateway.http_exchange import HttpExchange, infer_target
+from tests.gateway.wire import Wire, post
+from workers.messages import Output
+
+INFER = "/v2/models/m/infer"
+
+
+class Plane:
+    """Stands in for the data plane: keeps exchanges until the test answers them, or answers at once."""
+
+    def __init__(self) -> None:
+        self.waiting: list[HttpExchange] = []
+        self.cancelled: list[Exchange] = []
+        self.at_once = True
+        self.refusal: PenstockError | None = None
+        self.arrived = asyncio.Event()
+
+    def route(self, exchange: Exchange) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    def infer(self, exchange: HttpExchange) -> None:
+        if self.refusal is not None:
+            exchange.fail(self.refusal)
+            return
+        self.waiting.append(exchange)
+        self.arrived.set()
+        if self.at_once:
+            self.answer(exchange)
+
+    def answer(self, exchange: HttpExchange) -> None:
+        """The body comes back as a BYTES-free output, so a test sees what arrived."""
+        self.waiting.remove(exchange)
+        body = bytes(exchange.body)
+        output = Output("y", "UINT8", (len(body),), body)
+        exchange.reply(InferResponse(exchange.model, "1", [output], InferRequest([], binary_output=True)))
+
+    def cancel(self, exchange: Exchange) -> None:
+        self.cancelled.append(exchange)
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the path and the size of the body."""
+    if scope["type"] != "http":
+        return
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = f"{scope['method']} {scope['path']} {size}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Running:
+    def __init__(self, plane: Plane, plant: Plant, server: uvicorn.Server, port: int) -> None:
+        self.plane, self.plant, self.server, self.port = plane, plant, server, port
+        self.wires: list[Wire] = []
+
+    async def wire(self) -> Wire:
+        self.wires.append(await Wire.to(self.port))
+        return self.wires[-1]
+
+
+@asynccontextmanager
+async def running(**settings: Any) -> AsyncIterator[Running]:
+    plane = Plane()
+    plant = Plant(plane, Settings(**settings), lambda method, path: path == "/upload")  # type: ignore[arg-type]
+    config = uvicorn.Config(app, port=0, http=plant.protocol, ws="none", log_config=None, lifespan="off")  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    reaper = asyncio.create_task(plant.reap(0.05))
+    running = Running(plane, plant, server, server.servers[0].sockets[0].getsockname()[1])
+    try:
+        yield running
+    finally:
+        for wire in running.wires:
+            await wire.close()
+        reaper.cancel()
+        server.force_exit = True
+        await server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        (b"/v2/models/m/infer", ("m", "")),
+        (b"/v2/models/m/versions/3/infer", ("m", "3")),
+        (b"/v2/models/m/versions/champion/infer", ("m", "champion")),
+        (b"/v2/models/a%2Fb/infer", ("a/b", "")),
+        (b"/v2/models/m/versions//infer", None),
+        (b"/v2/models/m/x/3/infer", None),
+        (b"//v2/models/m/infer", None),
+        (b"/V2/models/m/infer", None),
+        (b"/v2/models/m/infer/", None),
+        (b"/v2/models/infer", None),
+    ],
+)
+def test_infer_paths(path: bytes, target: tuple[str, str] | None) -> None:
+    """Only the two canonical paths are infer requests; a percent-encoded slash stays inside its name."""
+    assert infer_target(path) == target
+
+
+async def test_infer_and_asgi_on_one_connection() -> None:
+    """Infer requests and others are answered in order on one kept-alive connection."""
+    async with running() as server:
+        wire = await server.wire()
+        await wire.send(post(INFER, b"abc"))
+        first = await wire.answer()
+        assert first.status == 200
+        assert first.body.endswith(b"abc")
+        await wire.send(b"GET /docs?x=1 HTTP/1.1\r\nHost: t\r\n\r\n")
+        assert (await wire.answer()).body == b"GET /docs 0"
+        await wire.send(post(INFER, b"de"))
+        assert (await wire.answer()).body.endswith(b"de")
+
+
+async def test_pipelined_answers_keep_their_order() -> None:
+    """Requests sent ahead, infer and ASGI mixed, are answered one by one in their order, also when the first waits."""
+    async with running() as server:
+        server.plane.at_once = False
+        wire = await server.wire()
+        get = b"GET /a HTTP/1.1\r\nHost: t\r\n\r\n"
+        await wire.send(post(INFER, b"1") + get + post(INFER, b"2") + post("/b", b"xyz") + post(INFER, b"3"))
+        got = []
+        for is_infer in (True, False, True, False, True):
+            if is_infer:
+                async with asyncio.timeout(5):
+                    while not server.plane.waiting:
+                        await asyncio.sleep(0)
+                (only,) = server.plane.waiting
+                server.plane.answer(only)
+            got.append((await wire.answer()).body[-1:])
+        assert got == [b"1", b"0", b"2", b"3", b"3"]
+
+
+async def test_body_in_pieces_and_chunked() -> None:
+    """A body may come in any pieces, or chunked; trailers are dropped."""
+    async with running() as server:
+        wire = await server.wire()
+        whole = post(INFER, b"0123456789" * 100)
+        for at in range(0, len(whole), 97):
+            await wire.send(whole[at : at + 97])
+            await asyncio.sleep(0)
+        assert (await wire.answer()).body.endswith(b"0123456789" * 100)
+        await wire.send(
+            f"POST {INFER} HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+            + b"3\r\nabc\r\n2\r\nde\r\n0\r\nX-Api-Key: late\r\n\r\n"
+        )
+        assert (await wire.answer()).body.endswith(b"abcde")
+
+
+async def test_expect_continue() -> None:
+    """A client that waits for 100 Continue gets it, or the refusal before it has sent its body."""
+    async with running() as server:
+        wire = await server.wire()
+        await wire.send(post(INFER, b"", "Expect: 100-continue", length=3))
+        assert (await wire.answer()).status == 100
+        await wire.send(b"abc")
+        assert (await wire.answer()).status == 200
+        server.plane.refusal = NotFound("unknown model 'm'")
+        await wire.send(post(INFER, b"", "Expect: 100-continue", length=3))
+        assert (await wire.answer()).status == 404
+
+
+async def test_http_10_and_connection_close() -> None:
+    """HTTP/1.0 and Connection: close end the connection after the answer, and the answer says so."""
+    async with running() as server:
+        for request in (
+            f"POST {INFER} HTTP/1.0\r\nContent-Length: 1\r\n\r\nx".encode(),
+            post(INFER, b"x", "Connection: close"),
+        ):
+            wire = await server.wire()
+            await wire.send(request)
+            answer = await wire.answer()
+            assert answer.headers["connection"] == "close"
+            assert await wire.closed()
+
+
+async def test_upgrade_is_ignored() -> None:
+    """A client that offers HTTP/2 by Upgrade (Java's does) is answered in HTTP/1.1."""
+    async with running() as server:
+        wire = await server.wire()
+        await wire.send(post(INFER, b"x", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AA"))
+        assert (await wire.answer()).status == 200
+        await wire.send(post(INFER, b"y"))
+        assert (await wire.answer()).body.endswith(b"y")
+
+
+SMUGGLED = f"POST {INFER} HTTP/1.1\r\nHost: t\r\nContent-Length: 1\r\n\r\nS"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+        "Content-Length: 4\r\nContent-Length: 5",
+        "Content-Length: 4, 5",
+        "Content-Length: +4",
+        "Content-Length: 0x4",
+        "Content-Length: -1",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding : chunked",
+        "Transfer-Encoding: chunked, identity",
+        "Content-Length: 4\nX: bare-line-feed",
+        " folded: header",
+        "X: a\x00b",
+    ],
+)
+async def test_smuggling(headers: str) -> None:
+    """CL.TE, TE.CL, duplicate and lying lengths, bare LF: one 400 and the end, never a second request."""
+    async with running() as server:
+        wire = await server.wire()
+        await wire.send(f"POST {INFER} HTTP/1.1\r\nHost: t\r\n{headers}\r\n\r\n0\r\n\r\n{SMUGGLED}".encode("latin-1"))
+        answer = await wire.answer()
+        assert answer.status == 400
+        assert answer.error
+        assert await wire.closed()
+        assert server.plane.waiting == []
+
+
+async def test_pipelined_garbage_waits_its_turn() -> None:
+    """A parse error behind a good request is answered after it, then the connection ends."""
+    async with running() as server:
+        server.plane.at_once = False
+        wire = await server.wire()
+        await wire.send(post(INFER, b"x") + b"NONSENSE\r\n\r\n")
+        await server.plane.arrived.wait()
+        server.plane.answer(server.plane.waiting[0])
+        assert (await wire.answer()).status == 200
+        assert (await wire.answer()).status == 400
+        assert await wire.closed()
+
+
+async def test_disconnect_cancels() -> None:
+    """A client that goes away while its request waits is cancelled, and its answer goes nowhere."""
+    async with running() as server:
+        server.plane.at_once = False
+        wire = await server.wire()
+        await wire.send(post(INFER, b"x"))
+        await server.plane.arrived.wait()
+        await wire.close()
+        async with asyncio.timeout(5):
+            while not server.plane.cancelled:
+                await asyncio.sleep(0.01)
+        server.plane.answer(server.plane.waiting[0])
+        assert not server.plant.connections
+
+
+@pytest.mark.parametrize("start", [b"", b"POST /v2", b"POST /v2/models/m/infer HTTP/1.1\r\nX: 1\r\n"])
+async def test_slow_loris_headers(start: bytes) -> None:
+    """A silent or trickling client is closed when the header deadline has passed; a started request gets a 408."""
+    async with running(header_timeout_s=0.2) as server:
+        wire = await server.wire()
+        await wire.send(start)
+        trickle = asyncio.create_task(_trickle(wire, b"X" if start else b""))
+        if start:
+            assert (await wire.answer()).status == 408
+        assert await wire.closed()
+        trickle.cancel()
+
+
+async def _trickle(wire: Wire, drop: bytes) -> None:
+    while drop:
+        await asyncio.sleep(0.02)
+        try:
+            await wire.send(drop)
+        except ConnectionError:
+            return
+
+
+@pytest.mark.parametrize("path", [INFER, "/other"])
+async def test_slow_body(path: str) -> None:
+    """A body that trickles is cut off with a 408 when its deadline has passed, for infer and ASGI routes alike."""
+    async with running(body_timeout_s=0.2) as server:
+        wire = await server.wire()
+        await wire.send(post(path, b"a", length=1000))
+        trickle = asyncio.create_task(_trickle(wire, b"b"))
+        assert (await wire.answer()).status == 408
+        assert await wire.closed()
+        trickle.cancel()
+
+
+async def test_uploads_have_their_own_deadline() -> None:
+    """A push is exempt from the body deadline and the body limit: it has its own."""
+    async with running(body_timeout_s=0.1, max_body_bytes=10) as server:
+        wire = await server.wire()
+        await wire.send(post("/upload", b"a" * 50, length=100))
+        await asyncio.sleep(0.3)
+        await wire.send(b"a" * 50)
+        assert (await wire.answer()).body == b"POST /upload 100"
+
+
+async def test_idle_connections_are_closed() -> None:
+    """A kept-alive connection without a request is closed after keep_alive_s."""
+    async with running(keep_alive_s=0.2) as server:
+        wire = await server.wire()
+        await wire.send(post(INFER, b"x"))
+        assert (await wire.answer()).status == 200
+        assert await wire.closed()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_too_large_a_body(chunked: bool) -> None:
+    """A body over the limit is refused with 413: at its headers where they tell, else where it crosses the limit."""
+    async with running(max_body_bytes=1000) as server:
+        wire = await server.wire()
+        if chunked:
+            await wire.send(f"POST {INFER} HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+            await wire.send(b"400\r\n" + b"x" * 1024 + b"\r\n")
+        else:
+            await wire.send(post(INFER, b"", length=1 << 62))
+        answer = await wire.answer()
+        assert answer.status == 413
+        assert "1000 bytes" in answer.error
+        assert await wire.closed()
+
+
+async def test_too_large_headers() -> None:
+    """Headers over the limit are refused with 431, in one read or in many, and an endless line too."""
+    async with running(max_header_bytes=2000) as server:
+        for pieces in ([b"X: " + b"a" * 3000 + b"\r\n\r\n"], [b"X: "] + [b"a" * 500] * 10):
+            wire = await server.wire()
+            await wire.send(f"POST {INFER} HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n".encode())
+            for piece in pieces:
+                await wire.send(piece)
+                await asyncio.sleep(0.01)
+            assert (await wire.answer()).status == 431
+            assert await wire.closed()
+
+
+async def test_refused_before_the_body() -> None:
+    """Who is refused by headers alone need not send the body, and a large one is not stored."""
+    async with running() as server:
+        server.plane.refusal = Unauthenticated("no")
+        wire = await server.wire()
+        await wire.send(post(INFER, b"x" * 100, length=50_000_000))
+        answer = await wire.answer()
+        assert answer.status == 401
+        assert answer.headers["www-authenticate"] == "bearer"
+        assert await wire.closed()
+
+
+async def test_a_reader_that_never_reads_is_cut_off() -> None:
+    """A client that asks and never takes its answers is cut off, and holds no more than a few of them in memory."""
+    async with running(write_timeout_s=0.3) as server:
+        wire = await server.wire()
+        big = post(INFER, b"x" * 4_000_000)
+        sender = asyncio.create_task(_send_quietly(wire, big * 20))
+        async with asyncio.timeout(10):
+            while not server.plant.connections:
+                await asyncio.sleep(0.01)
+            while server.plant.connections:
+                await asyncio.sleep(0.02)
+        sender.cancel()
+
+
+async def _send_quietly(wire: Wire, data: bytes) -> None:
+    try:
+        wire.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await wire.send(data)
+    except ConnectionError:
+        pass
+
+
+async def test_too_many_connections() -> None:
+    """Beyond max_connections a client is told so and let go."""
+    async with running(max_connections=1) as server:
+        first = await server.wire()
+        await first.send(post(INFER, b"x"))
+        assert (await first.answer()).status == 200
+        second = await server.wire()
+        assert (await second.answer()).status == 503
+        assert await second.closed()
+
+
+async def test_shutdown_answers_what_is_here() -> None:
+    """When the server stops, a waiting request still gets its answer, marked as the last."""
+    async with running() as server:
+        server.plane.at_once = False
+        wire = await server.wire()
+        await wire.send(post(INFER, b"x"))
+        await server.plane.arrived.wait()
+        for connection in list(server.plant.connections):
+            connection.shutdown()
+        server.plane.answer(server.plane.waiting[0])
+        answer = await wire.answer()
+        assert answer.status == 200
+        assert answer.headers["connection"] == "close"
+        assert await wire.closed()
