@@ -1,0 +1,118 @@
+"""Who may join the queue: refused early, with a reason, is better than late.
+
+- *Expired* already: DeadlineExceeded.
+- *Hopeless*: the predicted answer comes after the deadline. Prediction = what is left of the batches in flight
+  + the rows ahead at the pace of the best batch size + the p99 service time of a batch such as it will ride in
+  + the p99 overhead of the way there and back + a constant margin.
+  Rows ahead are those of higher priorities and, within its own, what turns let through first: with n tenants active
+  and q rows of its own tenant waiting, at most n·q rows and n - 1 quanta; never more than wait there. (Its own tenant's rows
+  count in full, though an earlier deadline would overtake them: those accepted must not be made late.)
+- On an idle worker only what is below the fastest run ever seen is hopeless; and of those one in `PROBE` is let
+  through, so that an estimate from worse times cannot refuse for ever the work that would correct it.
+- *Full*: the queue holds `bound` requests. A tenant that holds less than its share of it pushes out one of the last
+  of whoever holds most, so that a flood cannot close the door to others.
+
+Refusals carry `Retry-After`: when the queue will have drained that far, by the same prediction.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from core.errors import DeadlineExceeded, Hopeless, QueueFull
+from gateway.batching.entry import Entry
+from gateway.batching.policy import Policy
+from gateway.batching.queue import level_of
+
+PROBE = 16
+LONGEST_RETRY_S = 60.0
+
+
+class Admission:
+    """The door of one queue. `bound` counts requests, `margin` is in nanoseconds."""
+
+    __slots__ = ("_hopeless", "bound", "margin", "policy")
+
+    def __init__(self, policy: Policy, bound: int, margin: int) -> None:
+        self.policy = policy
+        self.bound = bound
+        self.margin = margin
+        self._hopeless = 0
+        """Refusals in a row on an idle worker."""
+
+    def check(self, entry: Entry, now: int) -> Entry | None:
+        """Let `entry` in, or raise DeadlineExceeded, Hopeless or QueueFull.
+
+        Returns the waiting entry that had to go in its place, if one had to: it is out of the queue, and to be
+        refused by the caller.
+        """
+        policy = self.policy
+        if entry.deadline:
+            budget = entry.deadline - now
+            if budget <= 0:
+                raise DeadlineExceeded("the deadline had passed when the request was complete")
+            if policy.aboard or policy.queue.entries:
+                self._hurry(entry, budget - self.margin, now)
+            elif budget < policy.estimate.floor(entry.rows):
+                self._probe(budget)
+        if policy.queue.entries >= self.bound:
+            return self._make_room(entry)
+        return None
+
+    def predict(self, entry: Entry, now: int) -> int:
+        """Nanoseconds until the answer to `entry`, were it to join now."""
+        return self._predict(entry.rows, self._ahead(entry), now)
+
+    def _hurry(self, entry: Entry, budget: int, now: int) -> None:
+        """Raise Hopeless if the prediction exceeds the budget; first by a cheap upper bound, all that wait ahead."""
+        if self._predict(entry.rows, self.policy.queue.rows, now) <= budget:
+            return
+        excess = self.predict(entry, now) - budget
+        if excess > 0:
+            raise Hopeless("the deadline cannot be met with the work that is ahead", retry_after=retry_after(excess))
+
+    def _predict(self, rows: int, ahead: int, now: int) -> int:
+        policy = self.policy
+        estimate = policy.estimate
+        left = policy.busy_until - now
+        return (
+            (left if left > 0 else 0)
+            + int(ahead * estimate.pace) // policy.replicas
+            + estimate.service(ahead + rows)
+            + estimate.overhead
+        )
+
+    def _ahead(self, entry: Entry) -> int:
+        queue = self.policy.queue
+        number = level_of(entry.priority)
+        higher = sum(level.rows for level in queue.levels[: number - 1] if level.rows)
+        level = queue.levels[number - 1]
+        tenant = level.tenants.get(entry.tenant)
+        own = tenant.rows if tenant is not None else 0
+        others = level.active - (1 if own else 0)
+        return higher + min(level.rows, own * (others + 1) + others * queue.capacity)
+
+    def _probe(self, budget: int) -> None:
+        self._hopeless += 1
+        if self._hopeless % PROBE:
+            raise Hopeless(f"no answer comes within {budget / 1e6:.3g} ms: the model takes longer than that")
+
+    def _make_room(self, entry: Entry) -> Entry | None:
+        queue = self.policy.queue
+        held = queue.held.get(entry.tenant, 0)
+        if held < self.bound // (len(queue.held) + (held == 0)):
+            pushed = queue.crowded_out(entry.tenant)
+            if pushed is not None:
+                return pushed
+        raise self.full()
+
+    def full(self) -> QueueFull:
+        """The error for who finds no place, or loses it."""
+        policy = self.policy
+        drain = int(policy.queue.rows * policy.estimate.pace) // policy.replicas
+        return QueueFull(f"{self.bound} requests are waiting already", retry_after=retry_after(drain))
+
+
+def retry_after(wait: int) -> float:
+    """Nanoseconds → whole seconds, at least one: what `Retry-After` can say."""
+    return min(LONGEST_RETRY_S, max(1.0, float(ceil(wait / 1e9))))

@@ -1,0 +1,250 @@
+"""Which requests leave together, and when: stage 1 of the batching algorithm, without clock, loop or socket.
+
+**No timer.** A batch leaves as soon as fewer than `window` are in flight; while they are, requests gather. Waiting
+for company cannot enlarge the load that a worker sustains (at saturation a full batch waits at each dispatch anyway);
+below saturation it only adds latency.
+
+**Forming** picks a leader and fills up with entries of the leader's key:
+1. The highest priority that has anything waiting leads. A flood at a high priority does starve the lower ones: that
+   is what a priority says. Fairness is among tenants of one priority.
+2. Tenants take turns, by deficit round robin (Shreedhar & Varghese, 1995) counted in rows, with a quantum of one full
+   batch and equal weights: a tenant stays in front until it has put a quantum of rows into batches.
+3. Within a tenant the earliest deadline goes first. Its key becomes the batch's key: a key cannot starve another,
+   since each deadline comes to the head in its turn.
+4. The batch is filled with entries of that key: of the leader while its balance lasts, then of the tenants that
+   follow, then of the lower priorities, at most `LOOK` tenants without any looked at in each. A tenant that has none,
+   or none that fits, keeps its place and leads the sooner: the rows that it could not use, others may.
+   Hence, where all requests have one key and fit, no backlogged tenant lags behind another by more than a quantum
+   and a request; where they do not, the leaders still take equal turns.
+
+**Deadlines.** An entry is given up, before any work, when not even the fastest run seen would make it. The p99
+estimate of the batch as filled so far must meet the tightest deadline aboard, else filling stops. An entry that p99
+says is late even alone does not limit the batch: it takes its chance. Were it to, an overload would shrink the
+batches to the slack of their tightest members, and so become worse.
+
+What not to do: count a batch's time from when it was sent (it may queue behind another at the worker: the worker
+reports its own times), or let a mean stand for a p99.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop
+from typing import NamedTuple
+
+from gateway.batching.entry import BatchKey, Entry
+from gateway.batching.estimate import Estimate
+from gateway.batching.queue import NEVER, Lane, Level, Queue, Tenant
+from workers.messages import Timing
+
+ABOARD = Entry.ABOARD
+FULL, SLOT, DEADLINE, KEY, UNBATCHED = "full", "slot", "deadline", "key", "unbatched"
+REASONS: dict[str, str] = {
+    FULL: "it holds as many rows as the model takes",
+    SLOT: "a slot was free and nothing else waited",
+    DEADLINE: "one row more would have broken the tightest deadline aboard",
+    KEY: "what else waited has another key or did not fit",
+    UNBATCHED: "the model runs requests one by one",
+}
+"""Why a batch was closed."""
+
+LOOK = 64
+"""Tenants that one filling passes over in a level before it stops looking for more of its key."""
+
+
+class Formed:
+    """A batch on its way: its members in the order of their rows, its times in monotonic nanoseconds."""
+
+    __slots__ = ("deadline", "dispatched", "entries", "expires", "key", "limited", "reason", "room", "rows")
+
+    def __init__(self, key: BatchKey, dispatched: int, room: int) -> None:
+        self.key = key
+        self.entries: list[Entry] = []
+        self.rows = 0
+        self.room = room
+        """The rows it may hold: the model's maximum, or what the tightest deadline leaves of it."""
+        self.deadline = NEVER
+        """The tightest aboard that can be kept."""
+        self.expires = NEVER
+        """The tightest of those aboard that still wait for an answer."""
+        self.limited = False
+        """Whether a deadline kept an entry out."""
+        self.dispatched = dispatched
+        self.reason = SLOT
+
+    def __repr__(self) -> str:
+        return f"<Formed {len(self.entries)} requests, {self.rows} rows, closed by {self.reason}>"
+
+
+class Decision(NamedTuple):
+    """`batch` is to be sent now, `expired` to be refused. `wake`: when the next entry expires, 0 = none will."""
+
+    batch: Formed | None
+    expired: list[Entry]
+    wake: int
+
+
+class Policy:
+    """The waiting entries of one model version, and its batches in flight. `max_batch` < 1: one by one."""
+
+    __slots__ = ("aboard", "batched", "busy_until", "estimate", "formed", "queue", "replicas")
+
+    def __init__(self, max_batch: int, estimate: Estimate) -> None:
+        self.estimate = estimate
+        self.batched = max_batch >= 1
+        self.queue = Queue(max(1, max_batch))
+        self.aboard: list[Formed] = []
+        self.replicas = 1
+        self.busy_until = 0
+        """When the worker is expected to be through with what is in flight."""
+        self.formed = dict.fromkeys(REASONS, 0)
+        """Batches formed, by the reason they were closed."""
+
+    def add(self, entry: Entry, now: int) -> None:
+        """Raises InvalidRequest for an entry that fits in no batch."""
+        self.queue.add(entry)
+
+    def cancel(self, entry: Entry) -> None:
+        """A waiting entry leaves."""
+        self.queue.remove(entry)
+
+    def residual(self, now: int) -> int:
+        """How long the worker is still expected to be busy with what is in flight."""
+        return max(0, self.busy_until - now)
+
+    def decide(self, now: int, window: int) -> Decision:
+        expired = self.queue.expire(now)
+        batch = None
+        if len(self.aboard) < window and self.queue.entries:
+            self.replicas = max(1, window // 2)
+            batch = self._form(now, expired)
+        return Decision(batch, expired, self.queue.due())
+
+    def finished(self, batch: Formed, now: int, timing: Timing) -> None:
+        """The worker has answered: a slot is free, and the estimate knows more. A batch that never ran counts not."""
+        self.aboard.remove(batch)
+        computed = timing.compute_input + timing.compute_infer + timing.compute_output
+        if computed > 0:
+            overhead = now - batch.dispatched - timing.queue - computed
+            self.estimate.observe(timing.executed_rows or batch.rows, computed, max(0, overhead))
+        left = sum(self.estimate.service(other.rows) for other in self.aboard)
+        self.busy_until = now + left // self.replicas
+
+    # --- forming --------------------------------------------------------------------------------------------------
+
+    def _form(self, now: int, expired: list[Entry]) -> Formed | None:
+        batch = None
+        for level in self.queue.levels:
+            if level.entries and (batch is None or batch.rows < batch.room):
+                if batch is None:
+                    batch = self._lead(level, now, expired)
+                    if batch is None:
+                        continue
+                self._fill(batch, level, expired)
+        if batch is not None:
+            self._close(batch)
+        return batch
+
+    def _lead(self, level: Level, now: int, expired: list[Entry]) -> Formed | None:
+        """An empty batch of the key of whoever's turn it is, that tenant being first in the rotation."""
+        rotation = level.rotation
+        while rotation:
+            tenant = rotation[0]
+            lane = self.queue.lead(tenant)
+            if lane is None:
+                tenant.listed = False
+                rotation.popleft()
+                continue
+            entry = lane.heap[0][2]
+            if lane.heap[0][0] - now < self.estimate.floor(entry.rows):
+                expired.append(self.queue.pop(lane))
+            elif entry.rows > tenant.balance:
+                self._end_turn(tenant)
+                rotation.rotate(-1)
+            else:
+                return Formed(lane.key, now, self.queue.capacity)
+        return None
+
+    def _end_turn(self, tenant: Tenant) -> None:
+        tenant.balance += self.queue.capacity
+
+    def _fill(self, batch: Formed, level: Level, expired: list[Entry]) -> None:
+        """Tenants in their order: whose balance is spent goes to the back, who could not use it keeps its place."""
+        rotation = level.rotation
+        passed: list[Tenant] = []
+        while rotation and batch.rows < batch.room and len(passed) < LOOK:
+            tenant = rotation.popleft()
+            lane = tenant.lanes.get(batch.key)
+            if lane is not None and self._board(batch, lane, tenant, expired):
+                self._end_turn(tenant)
+                rotation.append(tenant)
+            else:
+                passed.append(tenant)
+        rotation.extendleft(reversed(passed))
+
+    def _board(self, batch: Formed, lane: Lane, tenant: Tenant, expired: list[Entry]) -> bool:
+        """Move entries from a lane aboard while they fit. True: the tenant's balance is what stopped it."""
+        queue, heap, entries = self.queue, lane.heap, batch.entries
+        before, total, balance = len(entries), batch.rows, tenant.balance
+        spent = False
+        while heap:
+            due, _, entry = heap[0]
+            rows = entry.rows
+            if entry.state:
+                queue.head(lane)
+                continue
+            if rows > balance:
+                spent = True
+                break
+            if due < batch.deadline:
+                if due - batch.dispatched < self.estimate.floor(rows):
+                    expired.append(queue.pop(lane))
+                    continue
+                if not self._tighten(batch, total, rows, due):
+                    batch.limited = True
+                    break
+            if total + rows > batch.room:
+                batch.limited = batch.limited or total + rows <= queue.capacity
+                break
+            heappop(heap)
+            entry.state = ABOARD
+            entries.append(entry)
+            total += rows
+            balance -= rows
+        if total > batch.rows:
+            queue.boarded(tenant, len(entries) - before, total - batch.rows)
+            tenant.balance, batch.rows = balance, total
+        return spent
+
+    def _tighten(self, batch: Formed, total: int, rows: int, due: int) -> bool:
+        """Whether a candidate of `rows` may join the `total` aboard; if so, its deadline limits the batch from now on.
+
+        One that is late even alone takes its chance and limits nothing; one for which the batch is already too large
+        waits for the next.
+        """
+        room = self.estimate.most(due - max(batch.dispatched, self.busy_until) - self.estimate.overhead)
+        if room < rows:
+            return True
+        if room < total + rows:
+            return False
+        batch.room = min(batch.room, room)
+        batch.deadline = due
+        return True
+
+    def _close(self, batch: Formed) -> None:
+        batch.reason = self._reason(batch)
+        self.formed[batch.reason] += 1
+        self.aboard.append(batch)
+        start = max(batch.dispatched, self.busy_until)
+        self.busy_until = start + self.estimate.service(batch.rows) // self.replicas
+
+    def _reason(self, batch: Formed) -> str:
+        if not self.batched:
+            return UNBATCHED
+        if batch.rows == self.queue.capacity:
+            return FULL
+        if not self.queue.entries:
+            return SLOT
+        return DEADLINE if batch.limited or batch.rows == batch.room else KEY
+
+    def __repr__(self) -> str:
+        return f"<Policy {self.queue.entries} waiting with {self.queue.rows} rows, {len(self.aboard)} batches aboard>"
