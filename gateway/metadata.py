@@ -172,11 +172,12 @@ def _inference_stats(counted: Statistics) -> Answer:
 
 
 def _batch_stats(size: BatchSize) -> Answer:
+    count = round(size.executions)
     return {
         "batch_size": size.batch_size,
-        "compute_input": _duration(size.compute_input),
-        "compute_infer": _duration(size.compute_infer),
-        "compute_output": _duration(size.compute_output),
+        "compute_input": {"count": count, "ns": round(size.compute_input)},
+        "compute_infer": {"count": count, "ns": round(size.compute_infer)},
+        "compute_output": {"count": count, "ns": round(size.compute_output)},
     }
 
 

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from gateway.batching.batcher import BatchDone
 
 
 class Duration(msgspec.Struct):
@@ -23,18 +28,21 @@ class Duration(msgspec.Struct):
 
 
 class BatchSize(msgspec.Struct):
-    """Executions of one size."""
+    """Executions of one size: how many, and their nanoseconds. A batch that the worker merged with others into one
+    execution adds its share, hence the fractions."""
 
     batch_size: int
-    compute_input: Duration
-    compute_infer: Duration
-    compute_output: Duration
+    executions: float = 0.0
+    compute_input: float = 0.0
+    compute_infer: float = 0.0
+    compute_output: float = 0.0
 
 
 class Statistics:
-    """The counters of one version; mutable state, all of it listed here."""
+    """The counters of one version; mutable state, all of it listed here. `clock` gives Unix seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self.last_inference = 0
         """Milliseconds since the epoch, as the extension has it."""
         self.inference_count = 0
@@ -57,6 +65,39 @@ class Statistics:
         self.fail.add(1, ns)
         self.refusals[reason] += 1
 
-    def executed(self, batch: object) -> None:
-        """Record one finished batch (`BatchDone`)."""
-        raise NotImplementedError
+    def executed(self, batch: BatchDone) -> None:
+        """Record one finished batch: its reason always, the rest where any of its requests has an answer.
+
+        Its failed requests are none of this method's business: each was `refused`.
+        """
+        self.closed[batch.reason] += 1
+        if batch.succeeded:
+            self.last_inference = int(self._clock() * 1000)
+            self._requests(batch)
+            self._execution(batch)
+
+    def _requests(self, batch: BatchDone) -> None:
+        """Each request took all of its batch's compute; it waited in the gateway, then with its batch at the worker."""
+        timing, count, arrived, rows = batch.timing, len(batch.succeeded), 0, 0
+        for entry in batch.succeeded:
+            arrived += entry.arrived
+            rows += entry.rows
+        self.inference_count += rows
+        self.success.add(count, count * batch.answered - arrived)
+        self.queue.add(count, count * (batch.dispatched + timing.queue) - arrived)
+        self.compute_input.add(count, count * timing.compute_input)
+        self.compute_infer.add(count, count * timing.compute_infer)
+        self.compute_output.add(count, count * timing.compute_output)
+
+    def _execution(self, batch: BatchDone) -> None:
+        timing = batch.timing
+        share = 1 / max(1, timing.executed_batches)
+        self.execution_count += share
+        rows = timing.executed_rows or batch.rows
+        size = self.sizes.get(rows)
+        if size is None:
+            size = self.sizes[rows] = BatchSize(rows)
+        size.executions += share
+        size.compute_input += share * timing.compute_input
+        size.compute_infer += share * timing.compute_infer
+        size.compute_output += share * timing.compute_output
