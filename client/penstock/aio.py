@@ -14,7 +14,7 @@ from penstock import calls, predicting
 from penstock.calls import Call, Record
 from penstock.config import Config
 from penstock.errors import PenstockError
-from penstock.predicting import Flow, Prediction, Signatures
+from penstock.predicting import Flow, Prediction, Question, Signatures
 from penstock.pushing import Progress, opened, parcel
 from penstock.transport import (
     DEFAULT_TIMEOUT,
@@ -84,10 +84,8 @@ class AsyncClient:
         outputs: Sequence[str] | None = None,
     ) -> Response:
         checked_timeout(timeout)
-        flow = predicting.infer(
-            self._signatures, model, X, version=version, timeout=timeout, parameters=parameters, outputs=outputs
-        )
-        return await self._run(flow, timeout)
+        question = Question(model, X, version, timeout, parameters, outputs)
+        return await self._run(predicting.infer(self._signatures, question), timeout)
 
     async def metadata(self, model: str, version: str | int | None = None) -> Record:
         return await self._send(calls.metadata(model, version))
@@ -150,7 +148,7 @@ class AsyncClient:
         )
         with opened(parts, progress) as artifact:
             record = await self._send(calls.push(name, parts.manifest, artifact, wait))
-        self._signatures.forget(name, None)
+        self._signatures.forget(name)
         return record
 
     async def alias(self, name: str, alias: str, version: int) -> Record:

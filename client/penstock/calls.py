@@ -148,6 +148,11 @@ def metadata(model: str, version: str | int | None) -> Call[Record]:
     return Call("GET", f"v2/{_model(model, version)}", _metadata, repeat=True)
 
 
+def config(model: str, version: str | int | None) -> Call[Record]:
+    """Triton's ModelConfig as JSON, `max_batch_size` in it."""
+    return Call("GET", f"v2/{_model(model, version)}/config", _record, repeat=True)
+
+
 def infer(
     model: str,
     inputs: Mapping[str, wire.Array],

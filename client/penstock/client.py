@@ -13,7 +13,7 @@ from penstock import calls, predicting
 from penstock.calls import Call, Record
 from penstock.config import Config
 from penstock.errors import PenstockError
-from penstock.predicting import Flow, Prediction, Signatures
+from penstock.predicting import Flow, Prediction, Question, Signatures
 from penstock.pushing import Progress, opened, parcel
 from penstock.transport import (
     DEFAULT_TIMEOUT,
@@ -78,7 +78,8 @@ class Client:
         (InvalidInput). Returns one array where the model has one output, where `outputs` names one, or where one of
         several is called `predict` (scikit-learn's classifiers: the labels; ask for `outputs=["predict_proba"]`);
         else a dict name → array. `infer` always gives all of them. BYTES come as object arrays of bytes, BF16 as
-        `ml_dtypes.bfloat16`. `version`: a number or an alias. `timeout` in seconds, for the server as well.
+        `ml_dtypes.bfloat16`. More rows than the model's largest batch go in several requests, all answered by one
+        version. `version`: a number or an alias. `timeout` in seconds, for the server as well.
         """
         response = self.infer(model, X, version=version, timeout=timeout, parameters=parameters, outputs=outputs)
         return predicting.main_output(response, outputs)
@@ -95,10 +96,8 @@ class Client:
     ) -> Response:
         """As `predict`, with all that the answer holds: `.outputs` (a dict name → array), `.version`, `.datatypes`."""
         checked_timeout(timeout)
-        flow = predicting.infer(
-            self._signatures, model, X, version=version, timeout=timeout, parameters=parameters, outputs=outputs
-        )
-        return self._run(flow, timeout)
+        question = Question(model, X, version, timeout, parameters, outputs)
+        return self._run(predicting.infer(self._signatures, question), timeout)
 
     def metadata(self, model: str, version: str | int | None = None) -> Record:
         """V2 metadata: name, versions, platform, inputs, outputs."""
@@ -177,7 +176,7 @@ class Client:
         )
         with opened(parts, progress) as artifact:
             record = self._send(calls.push(name, parts.manifest, artifact, wait))
-        self._signatures.forget(name, None)
+        self._signatures.forget(name)
         return record
 
     def alias(self, name: str, alias: str, version: int) -> Record:

@@ -34,6 +34,10 @@ INPUT = "input"
 """Name of the one input of a model whose artifact names none."""
 
 
+EXAMPLE_ROWS = 8
+"""Rows of an example that are sent, where its first dimension is the batch."""
+
+
 class Parcel(NamedTuple):
     """`size` of the artifact in bytes; `open()` gives it from its beginning."""
 
@@ -191,6 +195,7 @@ def _description(
         described["signature"] = dict(signature)
     elif arrays and artifact.inputs is None:
         described["signature"] = {"inputs": [_spec(name, arrays[name], max_batch) for name in arrays], "outputs": []}
+        arrays = arrays if max_batch == 0 else {name: _few(array) for name, array in arrays.items()}
     tensors = _in_json(arrays)
     if tensors:
         described["example"] = {"inputs": tensors}
@@ -244,8 +249,12 @@ def _spec(name: str, array: wire.Array, max_batch: int | None) -> wire.Tensor:
     return {"name": name, "datatype": wire.datatype_of(array), "shape": shape}
 
 
+def _few(array: wire.Array) -> wire.Array:
+    return array[:EXAMPLE_ROWS] if array.ndim else array
+
+
 def _in_json(arrays: Mapping[str, wire.Array]) -> list[wire.Tensor]:
-    """The example's first row as the server keeps it; none where JSON cannot carry it (it still gave the signature)."""
+    """The example as the server keeps it; none where JSON cannot carry it (it still gave the signature)."""
     try:
         return [wire.to_json(name, array) for name, array in arrays.items()]
     except InvalidInput:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from penstock.client import Client
 
 Json = Annotated[bool, typer.Option("--json", help="Plain JSON on stdout, and nothing else.")]
@@ -28,12 +26,6 @@ def as_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
-
-
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
     """Print rows under their heads, or the sentence `empty` where there are none."""
     from rich import box
@@ -48,9 +40,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> No
         return
     from rich.console import Console
 
-    out = Console(highlight=False)
     # Into a pipe or a file a table is as wide as its content: nothing is cut off or wrapped.
-    out.print(grid, width=None if out.is_terminal else 1000)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(grid)
 
 
 def when(seconds: float | None) -> str:
