@@ -13,7 +13,7 @@ from typing import Any
 
 from core.errors import NotReady
 from core.identity import Principal
-from gateway.codec.tensors import MAX_PRIORITY
+from gateway.batching.queue import DEFAULT_LEVEL, LEVELS
 from gateway.routing import Route, Table
 from gateway.statistics import BatchSize, Duration, Statistics
 from repository.catalog import Catalog
@@ -109,7 +109,8 @@ def _dynamic_batching(version: Version) -> Answer:
     return {
         "preferred_batch_size": [version.max_batch],
         "max_queue_delay_microseconds": 0,
-        "priority_levels": MAX_PRIORITY,
+        "priority_levels": LEVELS,
+        "default_priority_level": DEFAULT_LEVEL,
         "default_queue_policy": {
             "timeout_action": "REJECT",
             "default_timeout_microseconds": version.default_deadline_ms * 1000,

@@ -18,7 +18,7 @@ import orjson
 
 from core.datatypes import DATATYPES, Buffer, DataType, decode_bytes, encode_bytes
 from core.errors import InvalidRequest, TooLarge, Unsupported, UnsupportedMedia
-from gateway.codec import tensors
+from gateway.codec import parameters, tensors
 from gateway.exchange import InferRequest, InferResponse, InputTensor, RequestedOutput
 from repository.records import Signature
 from workers.messages import Output, Scalar
@@ -71,7 +71,7 @@ def decode(body: bytes | bytearray, header_length: int | None, signature: Signat
     request = InferRequest(_inputs(frame.inputs, blobs), frame.id or "")
     if frame.parameters:
         tensors.limit(len(frame.parameters), limits.tensors, "parameters")
-        apply_parameters(request, frame.parameters)
+        parameters.apply(request, frame.parameters)
     if frame.outputs is not None:
         request.outputs = [_requested(output) for output in frame.outputs]
     return request
@@ -126,7 +126,7 @@ def _inputs(frames: list[_Tensor], blobs: memoryview) -> list[InputTensor]:
 def _binary_size(frame: _Tensor) -> int | None:
     if not frame.parameters:
         return None
-    if any(name.startswith("shared_memory") for name in frame.parameters):
+    if any(name.startswith(parameters.SHARED_MEMORY) for name in frame.parameters):
         raise Unsupported(f"tensor {frame.name!r}: shared memory is not offered; send the data")
     size = frame.parameters.get("binary_data_size")
     if size is None:
@@ -206,40 +206,14 @@ def _ragged(frame: _Tensor, level: int, found: int, width: int) -> InvalidReques
 # --- parameters ---------------------------------------------------------------------------------------------------
 
 
-def apply_parameters(request: InferRequest, parameters: Parameters) -> None:
-    """Put reserved parameters where they belong, and the caller's own into `request.parameters`."""
-    own: Parameters = {}
-    for name, value in parameters.items():
-        if name == tensors.PRIORITY:
-            request.priority = tensors.priority(value)
-        elif name == tensors.TIMEOUT:
-            request.timeout_us = tensors.timeout_us(value)
-        elif name == tensors.BINARY_OUTPUT:
-            request.binary_output = _flag(value, name)
-        elif name in tensors.SEQUENCE:
-            if value:
-                raise Unsupported(f"the parameter {name!r} belongs to the sequence extension, which is not offered")
-        elif name == "headers" or name.startswith("triton_"):
-            continue
-        else:
-            own[name] = value
-    request.parameters = own
-
-
-def _flag(value: object, name: str) -> bool:
-    if type(value) is not bool:
-        raise InvalidRequest(f"the parameter {name!r} must be true or false")
-    return value
-
-
 def _requested(frame: _Output) -> RequestedOutput:
     wanted = RequestedOutput(frame.name)
     for name, value in (frame.parameters or {}).items():
         if name == "binary_data":
-            wanted.binary = _flag(value, name)
+            wanted.binary = parameters.flag(value, name)
         elif name == "classification":
-            wanted.classification = tensors.top_k(value, frame.name)
-        elif name.startswith("shared_memory"):
+            wanted.classification = parameters.top_k(value, frame.name)
+        elif name.startswith(parameters.SHARED_MEMORY):
             raise Unsupported(f"output {frame.name!r}: shared memory is not offered")
     return wanted
 

@@ -13,9 +13,6 @@ MAX_RANK = 32
 MAX_ELEMENTS = 1 << 31
 """Of one tensor; the body's size bounds it further. Python integers do not overflow, so a lying product is seen."""
 
-PRIORITY, TIMEOUT, BINARY_OUTPUT = "priority", "timeout", "binary_data_output"
-SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
-MAX_PRIORITY = 255
 _LENGTH = struct.Struct("<I")
 
 
@@ -93,24 +90,3 @@ def pack(kind: DataType, values: list[float] | list[int] | list[bool], tensor: s
 def limit(count: int, most: int, what: str) -> None:
     if count > most:
         raise TooLarge(f"{count} {what} in one request; at most {most}")
-
-
-def priority(value: object) -> int:
-    """The `priority` parameter: 0 (the default class) to 255; 1 is served first."""
-    if type(value) is not int or not 0 <= value <= MAX_PRIORITY:
-        raise InvalidRequest(f"the parameter 'priority' must be an integer from 0 to {MAX_PRIORITY}")
-    return value
-
-
-def timeout_us(value: object) -> int:
-    """The `timeout` parameter, in microseconds; 0 = the model's default."""
-    if type(value) is not int or value < 0:
-        raise InvalidRequest("the parameter 'timeout' must be an integer of microseconds, at least 0")
-    return value
-
-
-def top_k(value: object, tensor: str) -> int:
-    """The `classification` parameter of an output."""
-    if type(value) is not int or value < 1:
-        raise InvalidRequest(f"output {tensor!r}: the parameter 'classification' must be an integer of at least 1")
-    return value
