@@ -5,8 +5,8 @@
   + the rows ahead at the pace of the best batch size + the p99 service time of a batch such as it will ride in
   + the p99 overhead of the way there and back + a constant margin.
   Rows ahead are those of higher priorities and, within its own, what turns let through first: with n tenants active
-  and q rows of its own tenant waiting, at most n·q rows and n - 1 quanta; never more than wait there. (Its own tenant's rows
-  count in full, though an earlier deadline would overtake them: those accepted must not be made late.)
+  and q rows of its own tenant waiting, at most n·q rows and n - 1 quanta; never more than wait there. (Its own
+  tenant's rows count in full, though an earlier deadline would overtake them: those accepted must not be made late.)
 - On an idle worker only what is below the fastest run ever seen is hopeless; and of those one in `PROBE` is let
   through, so that an estimate from worse times cannot refuse for ever the work that would correct it.
 - *Full*: the queue holds `bound` requests. A tenant that holds less than its share of it pushes out one of the last
@@ -61,26 +61,22 @@ class Admission:
 
     def predict(self, entry: Entry, now: int) -> int:
         """Nanoseconds until the answer to `entry`, were it to join now."""
-        return self._predict(entry.rows, self._ahead(entry), now)
+        policy = self.policy
+        estimate = policy.estimate
+        ahead = self._ahead(entry)
+        wait = policy.residual(now) + int(ahead * estimate.pace) // policy.replicas
+        return wait + estimate.service(ahead + entry.rows) + estimate.overhead
 
     def _hurry(self, entry: Entry, budget: int, now: int) -> None:
-        """Raise Hopeless if the prediction exceeds the budget; first by a cheap upper bound, all that wait ahead."""
-        if self._predict(entry.rows, self.policy.queue.rows, now) <= budget:
+        """Raise Hopeless if the prediction exceeds the budget; an upper bound of it is tried first."""
+        policy = self.policy
+        estimate = policy.estimate
+        start = policy.busy_until if policy.busy_until > now else now
+        if start - now + policy.queue.rows * estimate.pace + estimate.longest + estimate.overhead <= budget:
             return
         excess = self.predict(entry, now) - budget
         if excess > 0:
             raise Hopeless("the deadline cannot be met with the work that is ahead", retry_after=retry_after(excess))
-
-    def _predict(self, rows: int, ahead: int, now: int) -> int:
-        policy = self.policy
-        estimate = policy.estimate
-        left = policy.busy_until - now
-        return (
-            (left if left > 0 else 0)
-            + int(ahead * estimate.pace) // policy.replicas
-            + estimate.service(ahead + rows)
-            + estimate.overhead
-        )
 
     def _ahead(self, entry: Entry) -> int:
         queue = self.policy.queue
@@ -99,8 +95,8 @@ class Admission:
 
     def _make_room(self, entry: Entry) -> Entry | None:
         queue = self.policy.queue
-        held = queue.held.get(entry.tenant, 0)
-        if held < self.bound // (len(queue.held) + (held == 0)):
+        held = queue.held(entry.tenant)
+        if held < self.bound // (sum(level.active for level in queue.levels) + (not held)):
             pushed = queue.crowded_out(entry.tenant)
             if pushed is not None:
                 return pushed

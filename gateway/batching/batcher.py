@@ -94,7 +94,7 @@ class Batcher:
             raise again(self._closed)
         now = time.monotonic_ns()
         pushed = self.admission.check(entry, now)
-        self.policy.add(entry, now)
+        self.policy.add(entry)
         if not self._scheduled:
             self._schedule()
         if pushed is not None:
@@ -160,7 +160,7 @@ class Batcher:
                 self._send(batch)
             for entry in expired:
                 self._refuse(entry, _expired())
-            if batch is None:
+            if batch is None or not policy.queue.entries:
                 break
         self._set_alarm(now, wake)
         self._check_empty()

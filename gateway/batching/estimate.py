@@ -38,6 +38,7 @@ class Estimate:
         "_sizes",
         "_tail",
         "_times",
+        "longest",
         "overhead",
         "pace",
     )
@@ -56,6 +57,8 @@ class Estimate:
         self._count = self._fitted = 0
         self.overhead = 0
         """p99 of what a batch costs beyond the worker's queue and computing: the way there and back."""
+        self.longest = 0
+        """p99 of the largest batch."""
         self.pace = 0.0
         """Nanoseconds a row at the size of batch that is best for throughput."""
         for sample in samples:
@@ -75,8 +78,8 @@ class Estimate:
         return below + (self._times[k] - below) * (rows - low) // (high - low)
 
     def floor(self, rows: int) -> int:
-        """The fastest time seen for a batch of the class of `rows`."""
-        return self._fastest[min((rows - 1).bit_length(), len(self._fastest) - 1)]
+        """The fastest time seen for a batch of the class of `rows`, at most `max_batch`."""
+        return self._fastest[(rows - 1).bit_length()]
 
     def most(self, budget: int) -> int:
         """The most rows whose service time fits in `budget`; 0 where not even one does."""
@@ -115,6 +118,7 @@ class Estimate:
         times = [self._tail[k] if self._rings[k] else round(fixed + slope * b) for k, b in enumerate(self._sizes)]
         self._times = self._sane(times)
         self._fastest = self._floors()
+        self.longest = self._times[-1]
         self.overhead = p99(self._overheads)
         self.pace = min(time / size for time, size in zip(self._times, self._sizes, strict=True))
 

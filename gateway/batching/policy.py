@@ -86,26 +86,20 @@ class Decision(NamedTuple):
 class Policy:
     """The waiting entries of one model version, and its batches in flight. `max_batch` < 1: one by one."""
 
-    __slots__ = ("aboard", "batched", "busy_until", "estimate", "formed", "queue", "replicas")
+    __slots__ = ("aboard", "add", "batched", "busy_until", "cancel", "estimate", "formed", "queue", "replicas")
 
     def __init__(self, max_batch: int, estimate: Estimate) -> None:
         self.estimate = estimate
         self.batched = max_batch >= 1
         self.queue = Queue(max(1, max_batch))
+        self.add = self.queue.add
+        self.cancel = self.queue.remove
         self.aboard: list[Formed] = []
         self.replicas = 1
         self.busy_until = 0
         """When the worker is expected to be through with what is in flight."""
         self.formed = dict.fromkeys(REASONS, 0)
         """Batches formed, by the reason they were closed."""
-
-    def add(self, entry: Entry, now: int) -> None:
-        """Raises InvalidRequest for an entry that fits in no batch."""
-        self.queue.add(entry)
-
-    def cancel(self, entry: Entry) -> None:
-        """A waiting entry leaves."""
-        self.queue.remove(entry)
 
     def residual(self, now: int) -> int:
         """How long the worker is still expected to be busy with what is in flight."""

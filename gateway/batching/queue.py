@@ -12,7 +12,7 @@ All counts are kept as they change. Nothing here knows the time.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
@@ -84,15 +84,13 @@ class Level:
 class Queue:
     """The entries that wait for a batch of at most `capacity` rows."""
 
-    __slots__ = ("_adverts", "_alarms", "_leavings", "_numbers", "capacity", "entries", "held", "levels", "rows")
+    __slots__ = ("_adverts", "_alarms", "_leavings", "_numbers", "capacity", "entries", "levels", "rows")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.levels = [Level(number) for number in range(1, LEVELS + 1)]
         self.entries = 0
         self.rows = 0
-        self.held: dict[str, int] = {}
-        """Entries waiting of each tenant, over all levels."""
         self._alarms: list[Advert] = []
         self._numbers = 0
         self._adverts = 0
@@ -148,10 +146,17 @@ class Queue:
         self._count(lane.tenant, -1, -entry.rows)
         return entry
 
+    def held(self, tenant: str) -> int:
+        """Entries of a tenant that wait, over all levels."""
+        return sum(level.tenants[tenant].entries for level in self.levels if tenant in level.tenants)
+
     def crowded_out(self, tenant: str) -> Entry | None:
         """Take out one of the last entries of the tenant that holds most, if that is more than `tenant` will hold."""
-        largest = max(self.held, key=self.held.__getitem__, default=tenant)
-        if self.held.get(largest, 0) <= self.held.get(tenant, 0) + 1:
+        held = Counter[str]()
+        for level in self.levels:
+            held.update({name: tenant.entries for name, tenant in level.tenants.items()})
+        largest = max(held, key=held.__getitem__, default=tenant)
+        if held[largest] <= held[tenant] + 1:
             return None
         level = next(level for level in reversed(self.levels) if _holds(level, largest))
         lanes = sorted(level.tenants[largest].lanes.values(), key=lambda lane: len(lane.heap), reverse=True)
@@ -238,11 +243,6 @@ class Queue:
         level.rows += rows
         self.entries += entries
         self.rows += rows
-        held = self.held.get(tenant.name, 0) + entries
-        if held:
-            self.held[tenant.name] = held
-        else:
-            del self.held[tenant.name]
 
     def _enrol(self, name: str, level: Level) -> Tenant:
         if len(level.tenants) > 2 * level.active + SPARE:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 
 import pytest
 
 from core.datatypes import Buffer
-from core.errors import DeadlineExceeded, Draining, Hopeless, Internal, PenstockError, QueueFull, WorkerLost
+from core.errors import PenstockError
 from core.settings import Settings
 from gateway.batching.batcher import BatchDone, Batcher
 from gateway.batching.entry import BatchKey, ColumnKey, Entry
