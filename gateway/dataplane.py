@@ -71,6 +71,7 @@ class DataPlane:
 
     def infer(self, exchange: Exchange) -> None:
         """Take a request to its batch, or answer it with the reason why not. Never raises."""
+        route = None
         try:
             principal, route = self.route(exchange)
             request = exchange.decode(route.version.signature)
@@ -78,11 +79,15 @@ class DataPlane:
             exchange.entry = call
             route.batcher.submit(call)
         except PenstockError as error:
-            exchange.entry = None
-            exchange.fail(error)
+            self._refuse(exchange, route, error)
         except Exception as error:
-            exchange.entry = None
-            exchange.fail(internal(error))
+            self._refuse(exchange, route, internal(error))
+
+    def _refuse(self, exchange: Exchange, route: Route | None, error: PenstockError) -> None:
+        exchange.entry = None
+        if route is not None:
+            route.statistics.refused(error.reason, time.monotonic_ns() - exchange.received)
+        exchange.fail(error)
 
     def route(self, exchange: Exchange) -> tuple[Principal, Route]:
         """Who asks, and what would serve it: all that headers can tell. Raises PenstockError."""

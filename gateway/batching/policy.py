@@ -12,10 +12,11 @@ below saturation it only adds latency.
 3. Within a tenant the earliest deadline goes first. Its key becomes the batch's key: a key cannot starve another,
    since each deadline comes to the head in its turn.
 4. The batch is filled with entries of that key: of the leader while its balance lasts, then of the tenants that
-   follow, then of the lower priorities, at most `LOOK` tenants without any looked at in each. A tenant that has none,
-   or none that fits, keeps its place and leads the sooner: the rows that it could not use, others may.
-   Hence, where all requests have one key and fit, no backlogged tenant lags behind another by more than a quantum
-   and a request; where they do not, the leaders still take equal turns.
+   follow, then of the lower priorities; it passes by at most `LOOK` tenants in each. A tenant that has none, or none
+   that fits, keeps its place. Room that is then left goes to anybody, on credit of their next turn.
+   Hence, where all requests have one key and the small ones fill up what the large leave, no backlogged tenant lags
+   behind another by more than a quantum and a request. Where a tenant's requests cannot share a batch (two halves
+   and a bit), others use the room that it leaves: it loses nothing by that.
 
 **Deadlines.** An entry is given up, before any work, when not even the fastest run seen would make it. The p99
 estimate of the batch as filled so far must meet the tightest deadline aboard, else filling stops. An entry that p99
@@ -162,23 +163,41 @@ class Policy:
         tenant.balance += self.queue.capacity
 
     def _fill(self, batch: Formed, level: Level, expired: list[Entry]) -> None:
-        """Tenants in their order: whose balance is spent goes to the back, who could not use it keeps its place."""
+        passed = self._by_turns(batch, level, expired)
+        if level.entries and batch.rows < batch.room:
+            self._in_spare_room(batch, passed, expired)
+        level.rotation.extendleft(reversed(passed))
+
+    def _by_turns(self, batch: Formed, level: Level, expired: list[Entry]) -> list[Tenant]:
+        """Tenants in their order, each by its balance; one in front that has spent it goes to the back.
+
+        Returns those that the batch passed by, who keep their places: they are still in front of the rotation.
+        """
         rotation = level.rotation
         passed: list[Tenant] = []
         while rotation and batch.rows < batch.room and len(passed) < LOOK:
             tenant = rotation.popleft()
             lane = tenant.lanes.get(batch.key)
-            if lane is not None and self._board(batch, lane, tenant, expired):
+            spent = lane is not None and self._board(batch, lane, tenant, tenant.balance, expired)
+            if spent and not passed:
                 self._end_turn(tenant)
                 rotation.append(tenant)
             else:
                 passed.append(tenant)
-        rotation.extendleft(reversed(passed))
+        return passed
 
-    def _board(self, batch: Formed, lane: Lane, tenant: Tenant, expired: list[Entry]) -> bool:
-        """Move entries from a lane aboard while they fit. True: the tenant's balance is what stopped it."""
+    def _in_spare_room(self, batch: Formed, passed: list[Tenant], expired: list[Entry]) -> None:
+        """Rows that nobody can use by turns go to whoever has a fitting entry, on credit of a quantum at most."""
+        for tenant in passed:
+            lane = tenant.lanes.get(batch.key)
+            if lane is not None and lane.heap:
+                self._board(batch, lane, tenant, self.queue.capacity, expired)
+                tenant.balance = max(tenant.balance, -self.queue.capacity)
+
+    def _board(self, batch: Formed, lane: Lane, tenant: Tenant, balance: int, expired: list[Entry]) -> bool:
+        """Move entries from a lane aboard while they fit. True: it was `balance`, in rows, that ended it."""
         queue, heap, entries = self.queue, lane.heap, batch.entries
-        before, total, balance = len(entries), batch.rows, tenant.balance
+        before, total = len(entries), batch.rows
         spent = False
         while heap:
             due, _, entry = heap[0]
@@ -206,7 +225,8 @@ class Policy:
             balance -= rows
         if total > batch.rows:
             queue.boarded(tenant, len(entries) - before, total - batch.rows)
-            tenant.balance, batch.rows = balance, total
+            tenant.balance -= total - batch.rows
+            batch.rows = total
         return spent
 
     def _tighten(self, batch: Formed, total: int, rows: int, due: int) -> bool:

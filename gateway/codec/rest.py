@@ -38,7 +38,8 @@ class _Tensor(msgspec.Struct):
     shape: tuple[int, ...]
     datatype: str
     parameters: Parameters | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = msgspec.Raw(b"")
+    """Empty: absent."""
 
 
 class _Output(msgspec.Struct):
@@ -133,7 +134,7 @@ def _binary_size(frame: _Tensor) -> int | None:
         return None
     if type(size) is not int or size < 0:
         raise InvalidRequest(f"tensor {frame.name!r}: binary_data_size must be an integer of at least 0")
-    if frame.data is not None:
+    if memoryview(frame.data).nbytes:
         raise InvalidRequest(f"tensor {frame.name!r}: it has both data and binary_data_size")
     return size
 
@@ -156,7 +157,7 @@ def _data_decoder(element: Any, depth: int) -> msgspec.json.Decoder[Any]:
 
 
 def _json_data(frame: _Tensor, kind: DataType, count: int) -> bytes:
-    if frame.data is None:
+    if not memoryview(frame.data).nbytes:
         raise InvalidRequest(f"tensor {frame.name!r}: it has neither data nor binary_data_size")
     if not kind.json:
         raise InvalidRequest(f"tensor {frame.name!r}: JSON cannot carry {kind.name}; send it as binary data")
@@ -171,10 +172,9 @@ def _json_data(frame: _Tensor, kind: DataType, count: int) -> bytes:
 
 
 def _flat_values(frame: _Tensor, element: Any) -> list[Any]:
-    raw = bytes(frame.data or b"")
-    nested = raw[1:64].lstrip()[:1] == b"["
+    nested = bytes(memoryview(frame.data)[1:64]).lstrip()[:1] == b"["
     try:
-        values: list[Any] = _data_decoder(element, max(1, len(frame.shape)) if nested else 1).decode(raw)
+        values: list[Any] = _data_decoder(element, max(1, len(frame.shape)) if nested else 1).decode(frame.data)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"tensor {frame.name!r}: its data is not {frame.datatype}: {error}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, UnicodeEncodeError):

@@ -1,0 +1,220 @@
+"""The V2 REST routes that are not hot: FastAPI's ordinary ones. They decide nothing; `gateway/metadata.py` answers.
+
+Infer stands here for its documentation, and for a server other than ours: `gateway/http.py` takes infer requests
+before they become ASGI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Protocol
+
+import msgspec
+import orjson
+from fastapi import APIRouter, Depends, Request, Response
+
+from core.datatypes import Buffer
+from core.errors import InvalidRequest
+from core.identity import DEPLOY, Principal
+from core.settings import Settings
+from core.web import principal, require
+from gateway import metadata
+from gateway.codec import rest
+from gateway.dataplane import DataPlane
+from gateway.health import Health
+from gateway.http_exchange import HttpExchange
+from gateway.routes import Routes
+from gateway.routing import Route
+from repository.watch import Watch
+
+PUBLIC = frozenset({"/v2/health/live", "/v2/health/ready"})
+"""Answered without a credential."""
+
+Caller = Annotated[Principal, Depends(principal)]
+Deployer = Annotated[Principal, Depends(require(DEPLOY))]
+
+NUMBERS = {
+    "inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP64", "data": [[5.1, 3.5, 1.4, 0.2]]}],
+    "outputs": [{"name": "predict"}],
+    "parameters": {"timeout": 500_000},
+}
+BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "required": ["inputs"]},
+            "examples": {
+                "iris": {"summary": "Four measurements of a flower, half a second to answer", "value": NUMBERS}
+            },
+        },
+        "application/octet-stream": {
+            "schema": {"type": "string", "format": "binary"},
+            "example": "JSON of Inference-Header-Content-Length bytes, then the tensors",
+        },
+    },
+}
+
+
+class Lifecycle(Protocol):
+    """The verbs of `repository/commands.py` that V2's model repository extension needs; both answer when done."""
+
+    async def load(self, model: str, version: int | None = None) -> Any: ...
+
+    async def unload(self, model: str, version: int | None = None) -> Any: ...
+
+
+class Answer(Response):
+    """JSON, rendered by orjson."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+def router(
+    plane: DataPlane, routes: Routes, watch: Watch, commands: Lifecycle, health: Health, settings: Settings
+) -> APIRouter:
+    """The routes under `/v2`."""
+    api = APIRouter(prefix="/v2", default_response_class=Answer)
+    _server(api, routes, health)
+    _models(api, routes)
+    _infer(api, plane, settings)
+    _repository(api, watch, commands)
+    return api
+
+
+def _server(api: APIRouter, routes: Routes, health: Health) -> None:
+    @api.get("", tags=["server"], summary="Name, version and protocol extensions of the server")
+    async def server_metadata(caller: Caller) -> Response:
+        return Answer(metadata.server_metadata())
+
+    @api.get("/health/live", tags=["server"], summary="Is the process up? (no credential)")
+    async def live() -> Response:
+        return Answer({"live": True})
+
+    @api.get("/health/ready", tags=["server"], summary="Is the server ready for requests? (no credential)")
+    async def ready() -> Response:
+        return Answer({"ready": health.ready, "live": health.ready}, 200 if health.ready else 503)
+
+    @api.get("/models", tags=["models"], summary="Names of the models that are open and that the key may see")
+    async def list_models(caller: Caller) -> Response:
+        return Answer({"models": sorted({route.name for route in routes.table.open(caller)})})
+
+    @api.get("/models/stats", tags=["models"], summary="Statistics of every model")
+    async def all_statistics(caller: Caller) -> Response:
+        return Answer(metadata.statistics(routes.table, "", "", caller))
+
+
+def _models(api: APIRouter, routes: Routes) -> None:
+    def resolve(caller: Caller, model: str, version: str = "") -> Route:
+        return routes.table.resolve(model, version, caller)
+
+    Found = Annotated[Route, Depends(resolve)]  # noqa: N806 (a type, used in signatures below)
+
+    async def model_metadata(caller: Caller, route: Found) -> Response:
+        return Answer(metadata.model_metadata(route, routes.table, caller))
+
+    async def model_ready(route: Found) -> Response:
+        return Answer({"name": route.name, "ready": True})
+
+    async def model_config(route: Found) -> Response:
+        return Answer(metadata.model_config(route.version))
+
+    async def model_statistics(caller: Caller, model: str, version: str = "") -> Response:
+        return Answer(metadata.statistics(routes.table, model, version, caller))
+
+    for suffix, endpoint, summary in (
+        ("", model_metadata, "Inputs and outputs of a model"),
+        ("/ready", model_ready, "Is the model ready? 503 while it is not"),
+        ("/config", model_config, "Configuration: batching, deadlines, bounds, in Triton's form"),
+        ("/stats", model_statistics, "Statistics: requests, batches, durations"),
+    ):
+        for path in ("/models/{model}", "/models/{model}/versions/{version}"):
+            api.add_api_route(path + suffix, endpoint, methods=["GET"], tags=["models"], summary=summary)
+
+
+def _repository(api: APIRouter, watch: Watch, commands: Lifecycle) -> None:
+    @api.post("/repository/index", tags=["repository"], summary="Every version the key may see, and its state")
+    async def index(caller: Caller, request: Request) -> Response:
+        wanted = await _json_object(request)
+        ready = wanted.get("ready", False)
+        if type(ready) is not bool:
+            raise InvalidRequest("'ready' must be true or false")
+        return Answer(metadata.repository_index(await watch.refresh(), caller, ready))
+
+    @api.post("/repository/models/{model}/load", tags=["repository"], summary="Load a model; answers when it is done")
+    async def load(caller: Deployer, model: str, request: Request) -> Response:
+        caller.require(DEPLOY, model)
+        check_load_parameters((await _json_object(request)).get("parameters"))
+        await commands.load(model)
+        return Answer({})
+
+    @api.post("/repository/models/{model}/unload", tags=["repository"], summary="Unload a model, once it is drained")
+    async def unload(caller: Deployer, model: str, request: Request) -> Response:
+        caller.require(DEPLOY, model)
+        await _json_object(request)
+        await commands.unload(model)
+        return Answer({})
+
+
+def check_load_parameters(parameters: Any) -> None:
+    """Raise InvalidRequest for what only a push can do."""
+    if parameters is None:
+        return
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("'parameters' must be an object")
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise InvalidRequest(
+                f"the load parameter {name[:64]!r} is not taken: versions are immutable; make one with `penstock push`"
+            )
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object; an empty body is an empty object."""
+    body = await request.body()
+    if not body.strip():
+        return {}
+    try:
+        content = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"malformed JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return content
+
+
+def _infer(api: APIRouter, plane: DataPlane, settings: Settings) -> None:
+    limits = rest.Limits(settings.max_decoded_bytes, settings.max_tensors)
+
+    async def infer(request: Request, model: str, version: str = "") -> Response:
+        reply = _Reply(limits)
+        exchange = HttpExchange(reply, model, version, request.scope["headers"])
+        exchange.body = await request.body()
+        plane.infer(exchange)
+        try:
+            return await reply.response
+        finally:
+            plane.cancel(exchange)
+
+    for path in ("/models/{model}/infer", "/models/{model}/versions/{version}/infer"):
+        api.add_api_route(
+            path, infer, methods=["POST"], tags=["inference"], summary="Predict", openapi_extra={"requestBody": BODY}
+        )
+
+
+class _Reply:
+    """The connection of an exchange that came as ASGI."""
+
+    def __init__(self, limits: rest.Limits) -> None:
+        self.limits = limits
+        self.response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+
+    def answer(self, exchange: HttpExchange, status: int, headers: bytes, parts: list[Buffer]) -> None:
+        response = Response(b"".join(parts), status)
+        for line in headers.decode("latin-1").split("\r\n")[:-1]:
+            name, _, value = line.partition(": ")
+            response.headers[name] = value
+        if not self.response.done():
+            self.response.set_result(response)

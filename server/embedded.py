@@ -1,0 +1,164 @@
+"""Everything in one process: repository, workers, gateway, control API. `start` and `stop` read as lists of steps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any
+
+import control.api
+import structlog
+from fastapi import FastAPI
+from gateway.transports.connect import transport_for
+
+import gateway.rest
+from core.errors import Unavailable
+from core.identity import ADMIN, CODE, Verifier
+from core.settings import Settings
+from core.web import Guard, install_errors
+from gateway import grpc_server
+from gateway.dataplane import DataPlane
+from gateway.health import Health
+from gateway.http import Plant
+from gateway.metadata import server_metadata
+from gateway.routes import Routes
+from repository.artifacts import FileArtifacts
+from repository.catalog import Catalog
+from repository.commands import Commands
+from repository.records import Version
+from repository.sqlite import SqliteStore
+from repository.watch import Watch
+from server.home import Home
+from server.listen import HttpServer, bind, http_server
+from workers.host import Endpoint, Host
+
+log = structlog.get_logger()
+DOCS = frozenset({"/docs", "/openapi.json"})
+"""Open to everybody while every listener is on loopback."""
+
+
+class Embedded:
+    """One server. `start` raises PenstockError with one sentence where it cannot."""
+
+    commands: Commands
+    url: str
+    grpc: str
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.health = Health()
+        self.verifier = Verifier()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Bring everything up, the listeners last; what was started is stopped again if a step fails."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> None:
+        settings = self.settings
+        self.home = Home(settings.home)
+        self._stack.callback(self.home.release)
+        listener = bind(settings.host, settings.http_port)
+        self._stack.callback(listener.close)
+        store = await SqliteStore.open(self.home.database)
+        self._stack.push_async_callback(store.close)
+        artifacts = FileArtifacts(self.home.artifacts)
+        self.watch = Watch(store, settings.poll_interval_s)
+        self.commands = Commands(store, artifacts, settings, self.watch)
+        self.routes = Routes(settings)
+        self.watch.subscribe(self._changed)
+        await self.watch.refresh()
+        self._background(self.watch.run())
+        self.plane = DataPlane(self.verifier, self.routes, settings)
+        self.plant = Plant(self.plane, settings, control.api.is_upload)
+        self.host = Host(store, artifacts, self.watch, self.commands, settings, self._opened, self.routes.retire)
+        await self.host.start()
+        self._stack.push_async_callback(self.host.stop)
+        rpc = await grpc_server.serve(
+            self.plane, self.routes, self.watch, self.commands, self.health, self.verifier, settings
+        )
+        self._stack.push_async_callback(rpc.stop, settings.drain_timeout_s)
+        self.http = http_server(self._app(), self.plant, settings)
+        await self._serve(self.http, [listener])
+        self._background(self.plant.reap())
+        self.url = f"http://{_authority(settings.host, listener.getsockname()[1])}"
+        self.grpc = _authority(settings.host, rpc.port)
+        self.api_key = await self._first_key()
+        self.home.write_client(url=self.url, grpc=self.grpc, control=self.url, api_key=self.api_key)
+
+    async def stop(self) -> None:
+        """Not ready → finish what was accepted → let go, in the reverse order of the start."""
+        self.health.set(False)
+        await self._stack.aclose()
+
+    def _changed(self, catalog: Catalog) -> None:
+        self.verifier.replace(catalog.credentials())
+        self.routes.refresh(catalog)
+
+    async def _opened(self, version: Version, endpoint: Endpoint) -> None:
+        await self.routes.open(version, transport_for(endpoint, self.settings))
+
+    def _app(self) -> Guard:
+        settings = self.settings
+        app = FastAPI(
+            title="Penstock",
+            version=server_metadata()["version"],
+            redoc_url=None,
+            redirect_slashes=False,
+            summary=SUMMARY,
+        )
+        install_errors(app)
+        lifecycle = gateway.rest.router(self.plane, self.routes, self.watch, self.commands, self.health, settings)
+        app.include_router(lifecycle)
+        app.include_router(control.api.router(self.commands, self.watch, settings))
+        public = gateway.rest.PUBLIC | (DOCS if settings.on_loopback else frozenset())
+        return Guard(app, self.verifier, public)
+
+    async def _serve(self, server: HttpServer, sockets: list[Any]) -> None:
+        task = self._background(server.serve(sockets))
+
+        async def finish() -> None:
+            server.should_exit = True
+            await asyncio.wait([task])
+
+        self._stack.push_async_callback(finish)
+        while not server.started:
+            if task.done():
+                raise Unavailable("the HTTP server did not start")
+            await asyncio.sleep(0.005)
+
+    def _background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        self._stack.push_async_callback(_end, task)
+        return task
+
+    async def _first_key(self) -> str:
+        """The key in client.toml as long as it is good; else the repository's first, or a new one like it."""
+        known = self.home.api_key()
+        if known is not None:
+            with contextlib.suppress(Exception):
+                self.verifier.verify(known.encode())
+                return known
+        issued = await self.commands.first_key()
+        if issued is None:
+            issued = await self.commands.create_key("local", role=ADMIN, owner="admin", grants=(CODE,))
+        return issued.secret
+
+
+SUMMARY = "V2 inference protocol under /v2, the control API under /api/v1"
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
