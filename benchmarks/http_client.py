@@ -17,6 +17,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._lost = asyncio.Event()
 
     @classmethod
     async def open(cls, host: str, port: int) -> Connection:
@@ -37,9 +38,10 @@ class Connection(asyncio.Protocol):
             self._transport.write(request)
         return answer
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+        await self._lost.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -56,6 +58,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._transport = None
+        self._lost.set()
         self._settle(0, b"")
 
     def _settle(self, status: int, whole: bytes) -> None:

@@ -122,9 +122,10 @@ async def _load_http(target: HttpTarget, concurrency: int, seconds: float) -> Lo
 
     begin = time.perf_counter()
     await asyncio.gather(*(call_until(connection, begin + seconds) for connection in connections))
+    spent = time.perf_counter() - begin
     for connection in connections:
-        connection.close()
-    return _load(latencies, time.perf_counter() - begin, bad)
+        await connection.close()
+    return _load(latencies, spent, bad)
 
 
 def _load(latencies: list[float], seconds: float, bad: int) -> Load:

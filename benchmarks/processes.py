@@ -26,10 +26,11 @@ class Echo(NamedTuple):
 
 
 @contextlib.contextmanager
-def echo(module: str) -> Iterator[Echo]:
-    """`benchmarks.echo` or `benchmarks.grpc_echo` on a free port."""
+def echo(module: str, *arguments: str) -> Iterator[Echo]:
+    """One of our bare servers (`benchmarks.echo`, `grpc_echo`, `copies`) on a free port."""
     port = _free_port()
-    process = subprocess.Popen([sys.executable, "-m", module, str(port)], cwd=ROOT, stdin=subprocess.DEVNULL)
+    command = [sys.executable, "-m", module, str(port), *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
     try:
         _wait_for(port, process)
         yield Echo(port, process.pid)
