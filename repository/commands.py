@@ -116,12 +116,13 @@ class Commands:
         if not manifest.allow_code:
             raise InvalidRequest(f"allow_code: {manifest.format} models carry code; say so with --allow-code")
 
-    async def settle(self, version: Version, alias: str | None, timeout: float) -> VersionState:
+    async def settle(self, version: Version, alias: str | None = None, timeout: float | None = None) -> VersionState:
         """After a push: wait until the version is ready, set its alias, let versions beyond the number kept go.
 
         Raises InvalidRequest with the reason when it does not load, Unavailable when `timeout` seconds pass before.
         """
-        state = _or_refuse(await self.wait_state(version.model, version.version, version.attempt, timeout))
+        wait = self._settings.load_timeout_s + SLACK_S if timeout is None else timeout
+        state = _or_refuse(await self.wait_state(version.model, version.version, version.attempt, wait))
         if alias is not None:
             await self.set_alias(version.model, alias, version.version)
         await self._keep_few(version.model)
@@ -245,7 +246,8 @@ class Commands:
             if target.wanted != NEVER:
                 await self._changes.change(target, lambda now: replace(now, wanted=NEVER))
         await self._watch.refresh()
-        return [await self._wait_gone(model, target.version, timeout) for target in targets][-1]
+        due = wanted(catalog)
+        return [await self._wait_gone(target, (model, target.version) in due, timeout) for target in targets][-1]
 
     async def wait_state(self, model: str, version: int, attempt: int, timeout: float) -> VersionState:
         """What became of a load: the state once it is READY or UNAVAILABLE for that attempt.
@@ -288,17 +290,20 @@ class Commands:
 
         return await self._changes.change(version, ask)
 
-    async def _wait_gone(self, model: str, version: int, timeout: float | None) -> VersionState:
+    async def _wait_gone(self, version: Version, due: bool, timeout: float | None) -> VersionState:
+        """`due`: it was to be loaded, so a worker will say something of it even if none has yet."""
+        place = (version.model, version.version)
+
         def gone(catalog: Catalog) -> VersionState | None:
-            state = catalog.states.get((model, version))
-            if state is not None:
-                return None if state.state in HELD else state
-            return VersionState(model=model, version=version, state=UNAVAILABLE, reason="unloaded")
+            state = catalog.states.get(place)
+            if state is None and (not due or catalog.version(*place) is None):
+                return VersionState(model=version.model, version=version.version, state=UNAVAILABLE, reason="unloaded")
+            return None if state is None or state.state in HELD else state
 
         wait = self._settings.load_timeout_s + self._settings.drain_timeout_s + SLACK_S if timeout is None else timeout
         state = await self._watch.until(gone, wait)
         if state is None:
-            raise Unavailable(f"version {version} of model {model!r} is not unloaded after {wait:g} s, it still drains")
+            raise Unavailable(f"version {version.version} of model {version.model!r} is not unloaded after {wait:g} s")
         return state
 
     # --- deleting -------------------------------------------------------------------------------------------------
