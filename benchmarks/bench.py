@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import against_echo, compute, footprint, large, overload, report
+from benchmarks import against_echo, compute, footprint, large, micro, overload, report
 from benchmarks.load import generators
 from benchmarks.rows import QUICK, Plan, Row
 
@@ -23,6 +23,7 @@ PARTS: dict[str, Callable[[Plan], list[Row]]] = {
     "overload": overload.overload,
     "memory": footprint.memory,
     "child": footprint.child,
+    "micro": micro.micro,
 }
 
 

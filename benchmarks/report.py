@@ -95,8 +95,8 @@ def _by(told: Result) -> str:
 
 
 def plot(told: Result, path: Path) -> None:
-    """Each row's rounds as dots and its median as a bar, by part, with the goal as a line."""
-    shown = [row for row in told.rows if row.rounds and not row.void]
+    """Each row's rounds as dots and its median as a bar, the goal as a line; the micro-benchmarks stay in the table."""
+    shown = [row for row in told.rows if row.rounds and not row.void and row.part != "micro"]
     figure = Figure(figsize=(9, 0.42 * len(shown) + 1.2), layout="constrained")
     axes = figure.subplots()
     for at, row in enumerate(reversed(shown)):
