@@ -1,0 +1,102 @@
+"""Versions, batches and tiny real models for the tests of workers and transports."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from core.datatypes import DATATYPES, to_array, to_wire
+from repository.records import Signature, TensorSpec, Version
+from workers.merge import Array
+from workers.messages import Batch, Column, Failure, Member, Output
+
+FOUR = TensorSpec("x", "FP32", (-1, 4))
+DOUBLED = TensorSpec("y", "FP32", (-1, 4))
+
+
+def version(
+    *,
+    format: str = "onnx",
+    inputs: Sequence[TensorSpec] = (FOUR,),
+    outputs: Sequence[TensorSpec] = (DOUBLED,),
+    max_batch: int = 32,
+    model: str = "m",
+    number: int = 1,
+    **more: Any,
+) -> Version:
+    return Version(
+        model=model,
+        version=number,
+        owner="tests",
+        format=format,
+        digest=more.pop("digest", "0" * 64),
+        size=1,
+        signature=Signature(tuple(inputs), tuple(outputs)),
+        max_batch=max_batch,
+        default_deadline_ms=1000,
+        queue_bound=10,
+        created=0.0,
+        **more,
+    )
+
+
+def batch_of(
+    *arrays: Array,
+    number: int = 1,
+    deadlines: Sequence[int] = (),
+    parameters: dict[str, Any] | None = None,
+    name: str = "x",
+    datatype: str = "FP32",
+) -> Batch:
+    """A batch of one column, one member for each array."""
+    row = DATATYPES[datatype]
+    pieces = [bytes(to_wire(row, array)) for array in arrays]
+    dead = list(deadlines) or [0] * len(arrays)
+    members = [Member(array.shape[0], deadline) for array, deadline in zip(arrays, dead, strict=True)]
+    return Batch(number, True, members, [Column(name, datatype, arrays[0].shape[1:], list(pieces))], parameters or {})
+
+
+def rows(*values: float) -> Array:
+    """FP32[len(values), 4], each row filled with its value."""
+    return np.repeat(np.array(values, np.float32)[:, None], 4, axis=1)
+
+
+def array_of(result: list[Output] | Failure, index: int = 0) -> Array:
+    """The array that a member got; fails on a failure."""
+    assert isinstance(result, list), result
+    output = result[index]
+    return to_array(DATATYPES[output.datatype], output.shape, output.data, output.name)
+
+
+def failure_in(result: list[Output] | Failure) -> Failure:
+    assert isinstance(result, Failure), result
+    return result
+
+
+def onnx_graph(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: Sequence[Any] = ()) -> Path:
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(constants))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(path))
+    return path
+
+
+def doubler(folder: Path, rows_: int | str = "n", kind: int = TensorProto.FLOAT, name: str = "double.onnx") -> Path:
+    """y = x + x over [rows, 4]."""
+    return onnx_graph(
+        folder / name,
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        [helper.make_tensor_value_info("x", kind, [rows_, 4])],
+        [helper.make_tensor_value_info("y", kind, [rows_, 4])],
+    )
+
+
+def python_file(folder: Path, source: str, name: str = "model.py") -> Path:
+    path = folder / name
+    path.write_text(textwrap.dedent(source))
+    return path
