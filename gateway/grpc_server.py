@@ -1,0 +1,219 @@
+"""`gateway/rpc.py` on grpc.aio.
+
+Every method is registered as one that streams its requests, whatever its definition says: on the wire there is no
+difference, and so the server decides by the headers alone before it reads a byte of the message, and may stop waiting
+for one that trickles in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import grpc
+import structlog
+
+from core.errors import Draining, InvalidRequest, PenstockError, SlowSender, Unavailable
+from core.identity import Verifier
+from core.settings import Settings
+from gateway.dataplane import DataPlane, internal
+from gateway.health import Health
+from gateway.lifecycle import Lifecycle
+from gateway.routes import Routes
+from gateway.rpc import Caller, Inference, Method, Methods, status
+from gateway.rpc_standard import HealthService, Reflection
+from repository.watch import Watch
+
+log = structlog.get_logger()
+
+SLACK_BYTES = 1 << 16
+"""Messages this much too large are still received, so that the answer says what the limit is."""
+PING_TIMEOUT_S = 20.0
+MIN_PING_INTERVAL_S = 5.0
+"""Clients that ping more often than this are turned away."""
+MAX_METADATA_BYTES = 16 * 1024
+
+_Context = Any
+"""grpc.aio.ServicerContext[bytes, bytes]; its stubs lag behind."""
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]
+
+
+class GrpcServer:
+    """A running server. `port` is the one that it listens on."""
+
+    def __init__(self, server: grpc.aio.Server, handlers: _Handlers, watchers: HealthService, port: int) -> None:
+        self._server = server
+        self._handlers = handlers
+        self._watchers = watchers
+        self.port = port
+
+    async def stop(self, grace: float) -> None:
+        """Begin no more calls, give those in progress `grace` seconds, cut off the rest. Watchers of the health are
+        told how it stands first."""
+        self._watchers.close()
+        stopping = asyncio.ensure_future(self._server.stop(grace))
+        await self._handlers.end_streams()
+        await stopping
+
+
+async def serve(
+    plane: DataPlane,
+    routes: Routes,
+    watch: Watch,
+    commands: Lifecycle,
+    health: Health,
+    verifier: Verifier,
+    settings: Settings,
+) -> GrpcServer:
+    """Listen on `settings.host`, `settings.grpc_port` (0 = any free one). Raises Unavailable for an occupied port."""
+    watchers = HealthService(health)
+    inference = Inference(plane, routes, watch, commands, health, settings)
+    methods = Methods(verifier, [inference.table(), watchers.table(), Reflection().table()])
+    handlers = _Handlers(methods, settings.body_timeout_s)
+    server = grpc.aio.server(handlers=(handlers,), options=_options(settings))
+    port = _bind(server, settings.host, settings.grpc_port)
+    await server.start()
+    return GrpcServer(server, handlers, watchers, port)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    largest = settings.max_body_bytes + SLACK_BYTES
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", largest),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", settings.grpc_max_streams),
+        ("grpc.keepalive_time_ms", _ms(settings.grpc_keepalive_s)),
+        ("grpc.keepalive_timeout_ms", _ms(PING_TIMEOUT_S)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(MIN_PING_INTERVAL_S)),
+        ("grpc.server_handshake_timeout_ms", _ms(settings.header_timeout_s)),
+    ]
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError:
+        raise Unavailable(f"gRPC cannot listen on {address}: the port is occupied or not permitted") from None
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Calls as grpc.aio brings them → calls as `Methods` takes them."""
+
+    def __init__(self, methods: Methods, body_timeout_s: float) -> None:
+        self._methods = methods
+        self._body_timeout_s = body_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._reading: set[_Context] = set()
+        """Streams that wait for their client's next request."""
+        self._endings: set[asyncio.Task[None]] = set()
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """Called with the headers of each call."""
+        try:
+            method, caller = self._methods.begin(details.method, details.invocation_metadata)
+        except PenstockError as error:
+            return grpc.stream_unary_rpc_method_handler(partial(_refuse, error))
+        if method.stream is not None:
+            return grpc.stream_stream_rpc_method_handler(partial(self._stream, method, caller))
+        return grpc.stream_unary_rpc_method_handler(partial(self._unary, method, caller))
+
+    async def _unary(self, method: Method, caller: Caller, requests: object, context: _Context) -> bytes:
+        assert method.unary is not None
+        try:
+            return await method.unary(caller, await self._request(context), _deadline(context))
+        except PenstockError as error:
+            return _end(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            return _end(context, internal(error))
+
+    async def _request(self, context: _Context) -> bytes:
+        timer = self._loop.call_later(self._body_timeout_s, self._late, context)
+        try:
+            body = await context.read()
+        finally:
+            timer.cancel()
+        if body is _EOF:
+            raise InvalidRequest("the call brought no request")
+        message: bytes = body
+        return message
+
+    def _late(self, context: _Context) -> None:
+        """End a call that waits for its message. (To cancel the read would leave the library writing to freed memory.)"""
+        self._end_soon(context, SlowSender(f"the message did not arrive within {self._body_timeout_s:g} s"))
+
+    async def _stream(
+        self, method: Method, caller: Caller, requests: object, context: _Context
+    ) -> AsyncIterator[bytes]:
+        assert method.stream is not None
+        try:
+            async for answer in method.stream(caller, self._requests(context)):
+                yield answer
+        except PenstockError as error:
+            _end(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            _end(context, internal(error))
+
+    async def _requests(self, context: _Context) -> AsyncIterator[bytes]:
+        while True:
+            self._reading.add(context)
+            try:
+                body = await context.read()
+            finally:
+                self._reading.discard(context)
+            if body is _EOF:
+                return
+            yield body
+
+    async def end_streams(self) -> None:
+        """End the streams whose clients have nothing more to ask, but do not leave."""
+        for context in list(self._reading):
+            await _abort(context, Draining("the server is stopping"))
+
+    def _end_soon(self, context: _Context, error: PenstockError) -> None:
+        task = self._loop.create_task(_abort(context, error))
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+
+async def _refuse(error: PenstockError, requests: object, context: _Context) -> bytes:
+    return _end(context, error)
+
+
+def _end(context: _Context, error: PenstockError) -> bytes:
+    """The call ends with the error's status; what is returned is not sent."""
+    code, message, trailing = status(error)
+    context.set_code(grpc.StatusCode[code])
+    context.set_details(message)
+    if trailing:
+        context.set_trailing_metadata(trailing)
+    return b""
+
+
+async def _abort(context: _Context, error: PenstockError) -> None:
+    """End a call from outside its handler, which then finds that it has been ended."""
+    code, message, trailing = status(error)
+    with suppress(grpc.aio.AbortError, grpc.aio.UsageError):
+        await context.abort(grpc.StatusCode[code], message, trailing)
+
+
+def _deadline(context: _Context) -> int:
+    """The client's deadline in monotonic nanoseconds; 0 = it set none."""
+    remaining = context.time_remaining()
+    return 0 if remaining is None else time.monotonic_ns() + int(remaining * 1e9)
