@@ -1,7 +1,7 @@
 """Where the server is and which key it gets: arguments, then PENSTOCK_* variables, then client.toml.
 
 A key goes only to the server it was meant for. The key of client.toml belongs to the addresses of client.toml; the
-key of the environment to PENSTOCK_URL and PENSTOCK_CONTROL, where they are set; a key given in the call to that call.
+key of the environment to PENSTOCK_URL (and PENSTOCK_CONTROL), where it is set; a key given in the call to that call.
 Where an address was overridden without its key, the key stays at home and the error says what to set.
 """
 
@@ -49,7 +49,9 @@ class _Layer:
 
     @property
     def homes(self) -> set[str]:
-        """The servers that this layer speaks of."""
+        """The servers that this layer's key is meant for; none where the layer names no server for it."""
+        if "url" not in self.values:
+            return set()
         return {server_of(self.values[name]) for name in ("url", "control") if name in self.values}
 
 

@@ -32,11 +32,17 @@ def inputs_for(declared: Sequence[Tensor], values: Any) -> dict[str, Array]:
 
 
 def as_array(value: Any, name: str = "input") -> Array:
-    """Anything numpy understands → an array. Raises InvalidInput for ragged lists."""
+    """Anything numpy understands → an array; lists of text or bytes as objects, since numpy's own strings lose NULs.
+
+    Raises InvalidInput for ragged lists.
+    """
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
+    except UnicodeDecodeError:  # text beside bytes
+        return np.asarray(value, dtype=object)
     except ValueError:
         raise InvalidInput(f"tensor {name!r}: the rows of a list must all have the same length") from None
+    return np.asarray(value, dtype=object) if array.dtype.kind in "SU" and array is not value else array
 
 
 def fit(array: Array, datatype: str, name: str = "input") -> Array:
@@ -77,11 +83,18 @@ def _lost(array: Array, cast: Array) -> Any:
         return np.isfinite(array) & ~np.isfinite(cast)
     changed = cast.astype(array.dtype) != array
     if is_float(array):
-        limits = np.float64(2.0) ** (64 if cast.dtype.kind == "u" else 63)
-        return changed | ~np.isfinite(array) | (np.abs(array.astype(np.float64)) >= limits)
-    if array.dtype.kind in "iu" and cast.dtype.kind in "iu":
-        return changed | ((array < 0) != (cast < 0))
-    return changed
+        return changed | _out_of(cast.dtype, array)
+    if is_float(cast):
+        return changed | _out_of(array.dtype, cast)
+    return changed | ((array < 0) != (cast < 0))
+
+
+def _out_of(integers: np.dtype[Any], floats: Array) -> Any:
+    """Where a float is none of these integers, whose conversion would be whatever the machine makes of it."""
+    values = floats.astype(np.float64)
+    info = np.iinfo(np.int8 if integers.kind == "b" else integers)
+    # The largest integer of 64 bits is no float; the first float that is too large is one more.
+    return ~np.isfinite(values) | (values < float(info.min)) | (values >= float(int(info.max) + 1))
 
 
 def is_float(array: Array) -> bool:

@@ -20,7 +20,8 @@ from penstock.wire import Array, Response, Tensor
 
 T = TypeVar("T")
 Flow = Generator[Call[Any], Any, T]
-Prediction = Array | dict[str, Array]
+Prediction = Any
+"""An array, or arrays by name: which of them, the model decides."""
 
 MAIN_OUTPUT = "predict"
 """The output that `predict` answers with, of several: what scikit-learn's own method of that name returns."""

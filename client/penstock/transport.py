@@ -7,6 +7,7 @@ only where its wait fits the time left, and at most one in ten calls (a crowd of
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -99,15 +100,20 @@ def failure_of(error: Exception, url: str, allowed: float) -> PenstockError:
     return UnexpectedAnswer(f"{url} sent an answer that cannot be read")
 
 
-def proxies_allowed(config: Config) -> bool:
-    """Proxies of the environment are used for https alone: over plain http a proxy would read the key."""
+def is_encrypted(config: Config) -> bool:
     return all(target.url.startswith("https://") for target in (config.data, config.control))
 
 
 def options_of(config: Config) -> dict[str, Any]:
-    """How both clients open connections: no redirects, so that no key is sent on; no compression to spend time on."""
+    """How both clients open connections.
+
+    No redirects, so that no key is sent on. Proxies of the environment for https alone: over plain http a proxy would
+    read the key. No compression to spend time on. No certificates read (~30 ms) where there is no https.
+    """
+    secure = any(target.url.startswith("https://") for target in (config.data, config.control))
     return {
         "follow_redirects": False,
-        "trust_env": proxies_allowed(config),
+        "trust_env": is_encrypted(config),
+        "verify": True if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         "headers": {"User-Agent": "penstock", "Accept-Encoding": "identity"},
     }
