@@ -43,7 +43,9 @@ class Settings(BaseSettings):
     max_tensors: Count = Field(
         default=256, description="inputs of one request; also its requested outputs and parameters"
     )
-    max_json_depth: Count = Field(default=32, description="nesting of a JSON body")
+    max_json_depth: Count = Field(
+        default=32, description="nesting of a JSON body (in an infer request: no deeper than its tensors)"
+    )
     header_timeout_s: Seconds = Field(default=10.0, description="to receive request line and headers")
     body_timeout_s: Seconds = Field(default=15.0, description="to receive the body, from the end of the headers")
     keep_alive_s: Seconds = Field(default=30.0, description="an idle HTTP connection is closed after this")

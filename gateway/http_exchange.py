@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 import orjson
 
 from core.datatypes import Buffer
-from core.errors import InvalidRequest, PenstockError
+from core.errors import InvalidRequest, PenstockError, UnsupportedMedia
 from core.identity import credential_from
 from core.status import status_of
 from gateway.codec import rest
@@ -56,17 +56,19 @@ class Connection(Protocol):
 class HttpExchange(Exchange):
     """An infer request on a connection."""
 
-    __slots__ = ("accept", "body", "connection", "encoding", "header_length")
+    __slots__ = ("accept", "body", "connection", "content_type", "encoding", "header_length")
 
     def __init__(self, connection: Connection, model: str, version: str, headers: list[tuple[bytes, bytes]]) -> None:
         authorization = api_key = None
-        self.encoding = self.accept = b""
+        self.encoding = self.accept = self.content_type = b""
         self.header_length: bytes | None = None
         for name, value in headers:
             if name == b"authorization":
                 authorization = value
             elif name == b"x-api-key":
                 api_key = value
+            elif name == b"content-type":
+                self.content_type = value
             elif name == b"content-encoding":
                 self.encoding = value
             elif name == b"accept-encoding":
@@ -78,6 +80,8 @@ class HttpExchange(Exchange):
         self.body: bytes | bytearray = b""
 
     def decode(self, signature: Signature) -> InferRequest:
+        if b"pickle" in self.content_type.lower():
+            raise UnsupportedMedia("pickles are not read: send JSON or binary tensor data")
         limits = self.connection.limits
         body = self.body
         if self.encoding:

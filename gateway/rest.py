@@ -7,7 +7,7 @@ before they become ASGI.
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 import orjson
@@ -17,14 +17,14 @@ from core.datatypes import Buffer
 from core.errors import InvalidRequest
 from core.identity import DEPLOY, Principal
 from core.settings import Settings
-from core.web import principal, require
+from core.web import allow_body, principal, require
 from gateway import metadata
 from gateway.codec import rest
 from gateway.dataplane import DataPlane
 from gateway.health import Health
 from gateway.http_exchange import HttpExchange
+from gateway.lifecycle import Lifecycle
 from gateway.routes import Routes
-from gateway.routing import Route
 from repository.watch import Watch
 
 PUBLIC = frozenset({"/v2/health/live", "/v2/health/ready"})
@@ -34,7 +34,7 @@ Caller = Annotated[Principal, Depends(principal)]
 Deployer = Annotated[Principal, Depends(require(DEPLOY))]
 
 NUMBERS = {
-    "inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP64", "data": [[5.1, 3.5, 1.4, 0.2]]}],
+    "inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP64", "data": [[5.1, 3.5, 1.4, 0.2]]}],
     "outputs": [{"name": "predict"}],
     "parameters": {"timeout": 500_000},
 }
@@ -53,14 +53,6 @@ BODY = {
         },
     },
 }
-
-
-class Lifecycle(Protocol):
-    """The verbs of `repository/commands.py` that V2's model repository extension needs; both answer when done."""
-
-    async def load(self, model: str, version: int | None = None) -> Any: ...
-
-    async def unload(self, model: str, version: int | None = None) -> Any: ...
 
 
 class Answer(Response):
@@ -107,19 +99,15 @@ def _server(api: APIRouter, routes: Routes, health: Health) -> None:
 
 
 def _models(api: APIRouter, routes: Routes) -> None:
-    def resolve(caller: Caller, model: str, version: str = "") -> Route:
-        return routes.table.resolve(model, version, caller)
+    async def model_metadata(caller: Caller, model: str, version: str = "") -> Response:
+        table = routes.table
+        return Answer(metadata.model_metadata(table.resolve(model, version, caller), table, caller))
 
-    Found = Annotated[Route, Depends(resolve)]  # noqa: N806 (a type, used in signatures below)
+    async def model_ready(caller: Caller, model: str, version: str = "") -> Response:
+        return Answer({"name": routes.table.resolve(model, version, caller).name, "ready": True})
 
-    async def model_metadata(caller: Caller, route: Found) -> Response:
-        return Answer(metadata.model_metadata(route, routes.table, caller))
-
-    async def model_ready(route: Found) -> Response:
-        return Answer({"name": route.name, "ready": True})
-
-    async def model_config(route: Found) -> Response:
-        return Answer(metadata.model_config(route.version))
+    async def model_config(caller: Caller, model: str, version: str = "") -> Response:
+        return Answer(metadata.model_config(routes.table.resolve(model, version, caller).version))
 
     async def model_statistics(caller: Caller, model: str, version: str = "") -> Response:
         return Answer(metadata.statistics(routes.table, model, version, caller))
@@ -191,6 +179,7 @@ def _infer(api: APIRouter, plane: DataPlane, settings: Settings) -> None:
     async def infer(request: Request, model: str, version: str = "") -> Response:
         reply = _Reply(limits)
         exchange = HttpExchange(reply, model, version, request.scope["headers"])
+        allow_body(request, settings.max_body_bytes)
         exchange.body = await request.body()
         plane.infer(exchange)
         try:

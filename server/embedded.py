@@ -118,7 +118,7 @@ class Embedded:
         app.include_router(lifecycle)
         app.include_router(control.api.router(self.commands, self.watch, settings))
         public = gateway.rest.PUBLIC | (DOCS if settings.on_loopback else frozenset())
-        return Guard(app, self.verifier, public)
+        return Guard(app, self.verifier, public, max_depth=settings.max_json_depth)
 
     async def _serve(self, server: HttpServer, sockets: list[Any]) -> None:
         task = self._background(server.serve(sockets))

@@ -14,10 +14,8 @@ import uvloop
 from core import logs, settings
 from core.errors import PenstockError
 from core.identity import ADMIN, Principal
-from repository.catalog import Catalog, Place
+from repository.catalog import Catalog
 from repository.manifest import Manifest
-from repository.records import READY, UNAVAILABLE
-from repository.wanted import wanted
 from server import samples
 from server.display import Display
 from server.embedded import Embedded
@@ -109,18 +107,13 @@ async def _pieces(path: Path) -> AsyncIterator[bytes]:
 async def _settled(server: Embedded, display: Display) -> None:
     """Wait until every wanted version is ready or has failed."""
 
-    def all_settled(catalog: Catalog) -> bool | None:
-        waiting = unsettled(catalog)
+    def all_settled(_: Catalog) -> bool | None:
+        waiting = server.host.unsettled()
         if waiting:
             display.step(f"loading {waiting[0][0]}")
         return None if waiting else True
 
     await server.watch.until(all_settled, server.settings.load_timeout_s)
-
-
-def unsettled(catalog: Catalog) -> list[Place]:
-    """Wanted versions of which no worker has said yet that they are ready, or why not."""
-    return [place for place in sorted(wanted(catalog)) if catalog.state(*place) not in (READY, UNAVAILABLE)]
 
 
 def _greet(server: Embedded, display: Display) -> None:
