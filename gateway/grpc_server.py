@@ -8,6 +8,7 @@ for one that trickles in.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -104,9 +105,20 @@ def _ms(seconds: float) -> int:
 def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
+        _probe(host, port)
         return server.add_insecure_port(address)
+    except OSError as error:
+        raise Unavailable(f"gRPC cannot listen on {address}: {(error.strerror or str(error)).lower()}") from None
     except RuntimeError:
-        raise Unavailable(f"gRPC cannot listen on {address}: the port is occupied or not permitted") from None
+        raise Unavailable(f"gRPC cannot listen on {address}") from None
+
+
+def _probe(host: str, port: int) -> None:
+    """Bind once ourselves: the library would not say why it could not, but write to stderr."""
+    family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(where)
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
@@ -153,7 +165,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         return message
 
     def _late(self, context: _Context) -> None:
-        """End a call that waits for its message. (To cancel the read would leave the library writing to freed memory.)"""
+        """End a call that waits for its message. (A cancelled read would leave the library writing to freed memory.)"""
         self._end_soon(context, SlowSender(f"the message did not arrive within {self._body_timeout_s:g} s"))
 
     async def _stream(

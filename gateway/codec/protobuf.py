@@ -22,11 +22,13 @@ from workers.messages import Output, Scalar
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 """Wire types; groups (3 and 4) have no place in a proto3 message."""
-_PARAMETERS, _INPUTS, _OUTPUTS, _RAW = 4, 5, 6, 7
-"""Field numbers of ModelInferRequest."""
-_TENSOR_PARAMETERS = {_INPUTS: 4, _OUTPUTS: 2}
-_RAW_OUTPUT = b"\x32"
-"""Field 6 of ModelInferResponse, as bytes."""
+_INPUTS, _OUTPUTS, _RAW = (number << 3 | _BYTES for number in (5, 6, 7))
+"""Tags of ModelInferRequest."""
+_TENSOR_PARAMETERS = {_INPUTS: 4 << 3 | _BYTES, _OUTPUTS: 2 << 3 | _BYTES}
+_RAW_OUTPUT = bytes([6 << 3 | _BYTES])
+"""Tag of ModelInferResponse."""
+KINDS = 8
+"""Field numbers of ModelInferRequest end below this; whatever lies beyond is counted as number 0."""
 SPARE_FIELDS = 16
 """Fields of a message beyond its counted ones: its names, and what a later protocol may add."""
 
@@ -58,35 +60,34 @@ def _walk(body: memoryview, most: int) -> tuple[bytes, list[memoryview]]:
     """(all but the raw tensors, the raw tensors)."""
     kept: list[memoryview] = []
     raw: list[memoryview] = []
-    fields = [0, 0, 0, 0, 0, 0, 0, 0]
+    fields = [0] * KINDS
     at = since = 0
     end = len(body)
     while at < end:
         start = at
-        number, begin, at = _field(body, at, end)
-        if number > _RAW:
-            number = 0
+        tag, begin, at = _field(body, at, end)
+        number = tag >> 3 if tag < KINDS << 3 else 0
         fields[number] += 1
         if fields[number] > most:
             raise TooLarge(f"more than {most} fields of one kind in the message")
-        if number == _RAW:
+        if tag == _RAW:
             kept.append(body[since:start])
             since = at
             raw.append(body[begin:at])
-        elif number in _TENSOR_PARAMETERS:
-            _check_tensor(body[begin:at], _TENSOR_PARAMETERS[number], most)
+        elif tag in _TENSOR_PARAMETERS:
+            _check_tensor(body[begin:at], _TENSOR_PARAMETERS[tag], most)
     kept.append(body[since:end])
     return b"".join(kept), raw
 
 
 def _check_tensor(tensor: memoryview, own: int, most: int) -> None:
-    """No more than `most` parameters (field `own`), and few other fields."""
+    """No more than `most` parameters (tag `own`), and few other fields."""
     spare = SPARE_FIELDS + tensors.MAX_RANK
     at = 0
     end = len(tensor)
     while at < end:
-        number, _, at = _field(tensor, at, end)
-        if number == own:
+        tag, _, at = _field(tensor, at, end)
+        if tag == own:
             most -= 1
         else:
             spare -= 1
@@ -95,7 +96,7 @@ def _check_tensor(tensor: memoryview, own: int, most: int) -> None:
 
 
 def _field(view: memoryview, at: int, end: int) -> tuple[int, int, int]:
-    """(number, where its content begins, where it ends) of the field at `at`. Raises IndexError past the end."""
+    """(tag, where its content begins, where it ends) of the field at `at`. Raises IndexError past the end."""
     tag = view[at]
     at += 1
     if tag >= 0x80:
@@ -115,7 +116,7 @@ def _field(view: memoryview, at: int, end: int) -> tuple[int, int, int]:
         raise IndexError
     if after > end:
         raise IndexError
-    return tag >> 3, begin, after
+    return tag, begin, after
 
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:

@@ -111,8 +111,13 @@ class Running(NamedTuple):
     async def call(self, path: str, body: bytes = b"", key: str | None = "", timeout: float = 10.0) -> bytes:
         """One call in bytes; `key` None: without a credential."""
         metadata = None if key is None else [("authorization", f"Bearer {key or self.keys.predict}")]
-        answer: bytes = await self.channel.unary_unary(path)(body, metadata=metadata, timeout=timeout)  # type: ignore[misc]
-        return answer
+        return bytes(await self.unary(path)(body, metadata=metadata, timeout=timeout))
+
+    def unary(self, path: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
+        return self.channel.unary_unary(path, request_serializer=bytes, response_deserializer=bytes)
+
+    def stream(self, path: str) -> grpc.aio.StreamStreamMultiCallable[bytes, bytes]:
+        return self.channel.stream_stream(path, request_serializer=bytes, response_deserializer=bytes)
 
 
 def verifier() -> tuple[Verifier, Keys]:
