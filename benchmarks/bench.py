@@ -6,6 +6,7 @@ python -m benchmarks.bench [--only PART,PART] [--quick] [--to FOLDER]
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,12 +35,21 @@ def main(arguments: list[str]) -> int:
     rows = []
     for part in asked.only:
         print(f"{part} …", flush=True)
-        rows += PARTS[part](plan)
+        rows += measured(part, plan)
     told = report.result(rows, generators(), plan.quick)
     path = report.save(told, asked.to)
     print(report.table(told))
     print(f"kept in {path} and beside it")
     return 1 if any(row.void for row in rows) else 0
+
+
+def measured(part: str, plan: Plan) -> list[Row]:
+    """The part's rows; one void row where it could not be measured, so that the others are not lost with it."""
+    try:
+        return PARTS[part](plan)
+    except (AssertionError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        print(error, file=sys.stderr)
+        return [Row(part=part, what=part, value=0, unit="", void="it could not be measured")]
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -46,7 +46,7 @@ def product(path: Path) -> Path:
     return _save(path, [4], [4], [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": _random(4, 4)})
 
 
-def mlp(path: Path, width: int = 2048, layers: int = 8) -> Path:
+def mlp(path: Path, width: int = 2048, layers: int = 10) -> Path:
     """FP32[N,64] → FP32[N,4] through `layers` dense layers: 2·width² operations a row and layer."""
     nodes = []
     weights = {"w0": _random(64, width)}

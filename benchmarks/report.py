@@ -1,6 +1,6 @@
 """A result: where and when it was measured, its rows; as JSON, as a Markdown table and as a plot.
 
-python -m benchmarks.report RESULT.json   prints the table
+python -m benchmarks.report RESULT.json [PAGE.md]   prints the table, or puts it into that page in place of the last
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from benchmarks.rows import Row
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+SHOWN = re.compile(r"(?P<head><!-- result: (?P<name>\S+) -->\n).*?(?P<foot><!-- end of the result -->)", re.DOTALL)
+"""Where a page shows a result, and which."""
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -51,6 +54,12 @@ def save(told: Result, folder: Path = RESULTS) -> Path:
     path.with_suffix(".md").write_text(table(told))
     plot(told, path.with_suffix(".png"))
     return path
+
+
+def show(name: str, page: str) -> str:
+    """The page with the table of that result of ours in place of the one it showed."""
+    told = table(load(RESULTS / name))
+    return SHOWN.sub(lambda _: f"<!-- result: {name} -->\n{told}\n<!-- end of the result -->", page)
 
 
 def load(path: Path) -> Result:
@@ -144,5 +153,12 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
+def main(result_file: str, page: str | None = None) -> None:
+    if page is None:
+        print(table(load(Path(result_file))), end="")
+    else:
+        Path(page).write_text(show(Path(result_file).name, Path(page).read_text()))
+
+
 if __name__ == "__main__":
-    print(table(load(Path(sys.argv[1]))), end="")
+    main(*sys.argv[1:])

@@ -11,12 +11,12 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from benchmarks import against_echo, models, open_loop, report
-from benchmarks.bench import PARTS, main
+from benchmarks.bench import PARTS, main, measured
 from benchmarks.echo import HEADER_LENGTH, echoed
 from benchmarks.http_client import Connection, http_request
 from benchmarks.load import GrpcTarget, HttpTarget, Load, _call_grpc_loop, _load_http, percentile
 from benchmarks.processes import Echo, cpu_seconds, echo, rss_bytes
-from benchmarks.rows import Plan, Row, alternating
+from benchmarks.rows import QUICK, Plan, Row, alternating
 
 ONE = np.ones((1, 4), np.float32)
 
@@ -163,6 +163,26 @@ def test_a_result_says_where_and_when(tmp_path: Path) -> None:
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md", ".png"}
     assert "| W (p50 ms 1) | 2 echoes | ≥ 1.5 | yes | 1.9 – 2.1 |" in report.table(told)
     assert {"cpu", "cores", "memory", "kernel", "python"} == set(told.machine)
+
+
+def test_the_docs_show_a_result_as_it_was_measured() -> None:
+    """The table of docs/performance.md is that of the result file it names, to the letter."""
+    page = (report.ROOT / "docs" / "performance.md").read_text()
+    shown = report.SHOWN.search(page)
+    assert shown
+    assert report.show(shown["name"], page) == page
+
+
+def test_a_part_that_cannot_be_measured_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not take the other parts' results with it."""
+
+    def broken(_: Plan) -> list[Row]:
+        raise RuntimeError("no server")
+
+    monkeypatch.setitem(PARTS, "grpc", broken)
+    (row,) = measured("grpc", QUICK)
+    assert row.void
+    assert row.met is None
 
 
 def test_only_known_parts_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
