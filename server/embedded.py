@@ -7,11 +7,10 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
-import control.api
 import structlog
 from fastapi import FastAPI
-from gateway.transports.connect import transport_for
 
+import control.api
 import gateway.rest
 from core.errors import Unavailable
 from core.identity import ADMIN, CODE, Verifier
@@ -23,6 +22,7 @@ from gateway.health import Health
 from gateway.http import Plant
 from gateway.metadata import server_metadata
 from gateway.routes import Routes
+from gateway.transports.connect import transport_for
 from repository.artifacts import FileArtifacts
 from repository.catalog import Catalog
 from repository.commands import Commands
