@@ -41,8 +41,13 @@ class Call(Entry):
                 outputs = self._requested(outputs)
             exchange.reply(InferResponse(self.route.name, self.route.number, outputs, self.request))
         except PenstockError as error:
-            self.route.statistics.refused(error.reason, 0)
-            exchange.fail(error)
+            self._fail(error)
+        except Exception as error:
+            self._fail(internal(error))
+
+    def _fail(self, error: PenstockError) -> None:
+        self.route.statistics.refused(error.reason, 0)
+        self.exchange.fail(error)
 
     def refuse(self, error: PenstockError) -> None:
         self.exchange.entry = None
