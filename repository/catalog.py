@@ -84,7 +84,7 @@ def catalog(
 ) -> Catalog:
     """Sort records into a Catalog. States and aliases of versions that are gone are left out."""
     by_model: dict[str, dict[int, Version]] = {}
-    for version in sorted(versions, key=lambda version: version.version):
+    for version in sorted(versions, key=lambda version: (version.model, version.version)):
         by_model.setdefault(version.model, {})[version.version] = version
     by_alias: dict[str, dict[str, int]] = {}
     for alias in aliases:

@@ -122,10 +122,31 @@ class Commands:
         Raises InvalidRequest with the reason when it does not load, Unavailable when `timeout` seconds pass before.
         """
         wait = self._settings.load_timeout_s + SLACK_S if timeout is None else timeout
-        state = _or_refuse(await self.wait_state(version.model, version.version, version.attempt, wait))
+        state = await self.wait_state(version.model, version.version, version.attempt, wait)
+        if state.state != READY and await self._superseded(version):
+            return await self._settle_late(version, alias, wait)
+        return await self._settled(state, alias)
+
+    async def _superseded(self, version: Version) -> bool:
+        """Whether a higher version came before this one could be tried, so that the rule no longer wants it."""
+        now = await self._changes.find(version.model, version.version)
+        return now.wanted == AUTO and (version.model, version.version) not in wanted(self._watch.catalog)
+
+    async def _settle_late(self, version: Version, alias: str | None, wait: float) -> VersionState:
+        """Have a superseded version loaded all the same, so that its pusher learns whether it works."""
+        asked = await self._changes.change(version, lambda now: replace(now, wanted=ALWAYS, attempt=now.attempt + 1))
+        try:
+            state = await self.wait_state(version.model, version.version, asked.attempt, wait)
+            return await self._settled(state, alias)
+        finally:
+            await self._changes.change(asked, lambda now: replace(now, wanted=AUTO) if now.wanted == ALWAYS else now)
+            self._watch.poke()
+
+    async def _settled(self, state: VersionState, alias: str | None) -> VersionState:
+        _or_refuse(state)
         if alias is not None:
-            await self.set_alias(version.model, alias, version.version)
-        await self._keep_few(version.model)
+            await self.set_alias(state.model, alias, state.version)
+        await self._keep_few(state.model)
         return state
 
     async def complete_signature(self, version: Version, signature: Signature, max_batch: int) -> Version:

@@ -1,0 +1,163 @@
+"""A worker's part played by a script, and the small things that every test of the repository needs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple, TypeVar
+
+from msgspec.structs import replace
+
+from core.identity import ADMIN, CODE, DEPLOY, Principal
+from core.settings import Settings
+from repository.artifacts import FileArtifacts
+from repository.catalog import Catalog, Place
+from repository.commands import Commands
+from repository.manifest import Manifest, parse
+from repository.records import LOADING, READY, UNAVAILABLE, Signature, TensorSpec, Version, VersionState
+from repository.store import Artifacts, Store
+from repository.wanted import wanted
+from repository.watch import Watch
+
+T = TypeVar("T")
+WITHIN_S = 20.0
+SETTINGS = Settings(load_timeout_s=WITHIN_S, drain_timeout_s=1.0, allow_code=True)
+ROOT = Principal("root", "root", "root", ADMIN, ("*",), frozenset({CODE}))
+DEPLOYER = Principal("dave", "dave", "ops", DEPLOY)
+SPEC = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 2)),))
+
+
+def manifest(text: str = '{"format": "onnx"}', settings: Settings = SETTINGS) -> Manifest:
+    return parse(text.encode(), settings)
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+def a_version(model: str = "m", version: int = 1, **fields: object) -> Version:
+    made = Version(
+        model=model,
+        version=version,
+        owner="ops",
+        format="onnx",
+        digest=f"{version:064x}",
+        size=1,
+        signature=SPEC,
+        max_batch=32,
+        default_deadline_ms=1000,
+        queue_bound=8,
+        created=0.0,
+    )
+    return replace(made, **fields)
+
+
+def a_state(model: str, version: int, state: str, attempt: int = 1) -> VersionState:
+    return VersionState(model=model, version=version, state=state, attempt=attempt)
+
+
+async def eventually(answer: Callable[[], T | None], within: float = WITHIN_S) -> T:
+    """The first answer that is not None or False; fails after `within` seconds."""
+    async with asyncio.timeout(within):
+        while True:
+            found = answer()
+            if found is not None and found is not False:
+                return found
+            await asyncio.sleep(0.005)
+
+
+class ScriptedHost:
+    """Makes the states follow what is wanted, as a worker would, without loading anything.
+
+    `failing`: versions that do not load, with the reason. `deaf`: nothing is done at all. `log`: what was said.
+    """
+
+    def __init__(self, store: Store, watch: Watch) -> None:
+        self.failing: dict[Place, str] = {}
+        self.deaf = False
+        self.log: list[tuple[str, int, str]] = []
+        self._store = store
+        self._watch = watch
+        self._due = asyncio.Event()
+        watch.subscribe(lambda catalog: self._due.set())
+
+    async def run(self) -> None:
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            catalog = self._watch.catalog
+            for version in [] if self.deaf else catalog.all_versions():
+                await self._attend(catalog, version)
+
+    async def _attend(self, catalog: Catalog, version: Version) -> None:
+        place = (version.model, version.version)
+        state = catalog.states.get(place)
+        if place not in wanted(catalog):
+            if state is None or state.state in (READY, LOADING):
+                await self.say(version, UNAVAILABLE, "unloaded")
+        elif state is None or state.attempt < version.attempt or state.reason == "unloaded":
+            reason = self.failing.get(place, "")
+            await self.say(version, UNAVAILABLE if reason else READY, reason)
+
+    async def say(self, version: Version, state: str, reason: str = "") -> None:
+        """Write a state, as the one who knows."""
+        self.log.append((version.model, version.version, state))
+        said = VersionState(
+            model=version.model, version=version.version, state=state, reason=reason, attempt=version.attempt
+        )
+        there = await self._store.get(VersionState, version.key)
+        if there is None:
+            await self._store.insert(said)
+        else:
+            await self._store.replace(replace(said, revision=there.revision))
+        await self._watch.refresh()
+
+
+class Bench(NamedTuple):
+    store: Store
+    artifacts: Artifacts
+    watch: Watch
+    commands: Commands
+    host: ScriptedHost
+
+    async def push(self, model: str = "m", text: str = '{"format": "onnx"}', content: bytes = b"") -> Version:
+        """Push (random content where none is given) and wait until it is ready."""
+        manifest_ = manifest(text)
+        version = await self.commands.push(model, manifest_, chunks(content or os.urandom(64)), ROOT)
+        await self.commands.settle(version, manifest_.alias)
+        return self.now(model, version.version)
+
+    def now(self, model: str, version: int) -> Version:
+        found = self.watch.catalog.version(model, version)
+        assert found is not None, f"{model}/{version} is gone"
+        return found
+
+    def numbers(self, model: str = "m") -> list[int]:
+        return list(self.watch.catalog.versions.get(model, ()))
+
+    def state(self, model: str, version: int) -> str:
+        return self.watch.catalog.state(model, version)
+
+
+@contextlib.asynccontextmanager
+async def bench_of(store: Store, artifacts: Artifacts, settings: Settings = SETTINGS) -> AsyncIterator[Bench]:
+    watch = Watch(store, 0.05)
+    commands = Commands(store, artifacts, settings, watch)
+    host = ScriptedHost(store, watch)
+    await watch.refresh()
+    task = asyncio.create_task(host.run())
+    try:
+        yield Bench(store, artifacts, watch, commands, host)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def files_of(artifacts: Artifacts) -> set[str]:
+    """Names of every file that the embedded artifacts keep, the temporary ones too."""
+    assert isinstance(artifacts, FileArtifacts)
+    folder = artifacts._folder
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()

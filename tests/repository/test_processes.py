@@ -1,0 +1,176 @@
+"""Several processes on one repository: no number given twice, no update lost, nothing broken by a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.identity import Verifier
+from repository.artifacts import FileArtifacts
+from repository.commands import Commands
+from repository.records import Counter, Version
+from repository.sqlite import SqliteStore
+from repository.watch import Watch
+from tests.repository.scripted import ROOT, SETTINGS, chunks, eventually, files_of, manifest
+
+HERE = Path(__file__).parents[2]
+PROGRAM = """
+import asyncio, os, sys
+from pathlib import Path
+from repository.artifacts import FileArtifacts
+from repository.commands import Commands
+from repository.sqlite import SqliteStore
+from repository.watch import Watch
+from tests.repository.scripted import ROOT, SETTINGS, chunks, manifest
+
+async def main():
+    home = Path(sys.argv[1])
+    store = await SqliteStore.open(home / "records.sqlite")
+    commands = Commands(store, FileArtifacts(home / "artifacts"), SETTINGS, Watch(store, 1.0))
+    print("open", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    {work}
+    await store.close()
+
+asyncio.run(main())
+"""
+PUSHES = """
+    for _ in range(int(sys.argv[2])):
+        parts = [os.urandom(1 << 20) for _ in range(3)]
+        version = await commands.push("m", manifest(), chunks(*parts), ROOT)
+        print(version.version, flush=True)
+"""
+REVOKES = """
+    await commands.revoke_key(sys.argv[2], ROOT)
+"""
+
+
+class Neighbour:
+    """Another process with the same repository open. It begins its work when told to."""
+
+    def __init__(self, home: Path, work: str, *arguments: str) -> None:
+        program = PROGRAM.format(work=work.strip())
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, str(home), *arguments],
+            cwd=HERE,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ready(self) -> None:
+        assert self._line() == "open"
+
+    def begin(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def numbers(self) -> list[int]:
+        """What it printed, once it is over."""
+        assert self.process.stdout is not None
+        lines = self.process.stdout.read().split("\n")
+        return [int(line) for line in lines[:-1] if line.isdecimal()]
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture
+def neighbours() -> Iterator[list[Neighbour]]:
+    """Every process started by a test is gone after it."""
+    started: list[Neighbour] = []
+    yield started
+    for neighbour in started:
+        with neighbour.process as process:
+            process.kill()
+
+
+async def test_two_processes_that_push_at_once_share_the_numbers(tmp_path: Path, neighbours: list[Neighbour]) -> None:
+    """Forty pushes by two processes: forty numbers, forty records, every artifact whole."""
+    neighbours += [Neighbour(tmp_path, PUSHES, "20") for _ in range(2)]
+    for neighbour in neighbours:
+        await asyncio.to_thread(neighbour.ready)
+    for neighbour in neighbours:
+        neighbour.begin()
+    printed = [await asyncio.to_thread(neighbour.numbers) for neighbour in neighbours]
+    assert sorted([*printed[0], *printed[1]]) == list(range(1, 41))
+    assert all(printed)
+    store = await SqliteStore.open(tmp_path / "records.sqlite")
+    versions = await store.find(Version)
+    assert sorted(version.version for version in versions) == list(range(1, 41))
+    kept = FileArtifacts(tmp_path / "artifacts")
+    for version in versions:
+        await kept.fetch(version.digest)
+    await store.close()
+
+
+async def test_a_revocation_by_another_process_holds_within_the_interval(
+    tmp_path: Path, neighbours: list[Neighbour]
+) -> None:
+    """The default interval is a second, so within five seconds at most."""
+    store = await SqliteStore.open(tmp_path / "records.sqlite")
+    watch = Watch(store, 1.0)
+    verifier = Verifier()
+    watch.subscribe(lambda catalog: verifier.replace(catalog.credentials()))
+    polling = asyncio.create_task(watch.run())
+    issued = await Commands(store, FileArtifacts(tmp_path / "artifacts"), SETTINGS, watch).create_key("app")
+    assert verifier.verify(issued.secret.encode()).name == "app"
+    neighbour = Neighbour(tmp_path, REVOKES, issued.key.key_id)
+    neighbours.append(neighbour)
+    await asyncio.to_thread(neighbour.ready)
+    neighbour.begin()
+    assert await asyncio.to_thread(neighbour.process.wait) == 0
+    await eventually(lambda: not watch.catalog.credentials(), within=2.0)
+    polling.cancel()
+    await asyncio.wait([polling])
+    await store.close()
+
+
+async def test_kill_9_at_any_moment_of_a_push_leaves_the_store_whole(
+    tmp_path: Path, neighbours: list[Neighbour]
+) -> None:
+    """What was acknowledged is there; every record's artifact is whole; after a sweep no file is there for nothing;
+    no number is used again."""
+    chance = random.Random(7)
+    acknowledged: set[int] = set()
+    kept = FileArtifacts(tmp_path / "artifacts")
+    for _ in range(6):
+        neighbour = Neighbour(tmp_path, PUSHES, "1000000")
+        neighbours.append(neighbour)
+        await asyncio.to_thread(neighbour.ready)
+        neighbour.begin()
+        await asyncio.sleep(chance.uniform(0.01, 0.25))
+        neighbour.process.kill()
+        printed = await asyncio.to_thread(neighbour.numbers)
+        assert not acknowledged & set(printed)
+        acknowledged |= set(printed)
+        _whole(tmp_path / "records.sqlite")
+        store = await SqliteStore.open(tmp_path / "records.sqlite")
+        commands = Commands(store, kept, SETTINGS, Watch(store, 1.0))
+        versions = await store.find(Version)
+        numbers = {version.version for version in versions}
+        assert acknowledged <= numbers
+        counter = await store.get(Counter, "m")
+        assert not numbers or (counter is not None and counter.last >= max(numbers))
+        for version in versions:
+            await kept.fetch(version.digest)
+        await commands.sweep()
+        assert files_of(kept) == {version.digest for version in versions}
+        acknowledged.add((await commands.push("m", manifest(), chunks(b"after"), ROOT)).version)
+        await store.close()
+    assert len(acknowledged) > 6
+
+
+def _whole(path: Path) -> None:
+    database = sqlite3.connect(path)
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()

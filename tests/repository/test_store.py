@@ -1,0 +1,149 @@
+"""What every store promises, whichever it is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from msgspec.structs import replace
+
+from core.errors import Conflict, Unavailable
+from repository.records import KINDS, Alias, ApiKey, Counter, Record, Version, VersionState
+from repository.store import Store
+from tests.repository.scripted import a_state, a_version
+
+KEY = ApiKey(key_id="k1", name="n", owner="o", role="predict", digest="00", created=1.5)
+EVERY_KIND: list[Record] = [
+    a_version(tags={"a": "ü"}, warmup=(1, 8)),
+    a_state("m", 1, "READY"),
+    Alias(model="m", alias="champion", version=1),
+    Counter(model="m", last=7),
+    KEY,
+]
+
+
+@pytest.mark.parametrize("record", EVERY_KIND, ids=lambda record: record.kind)
+async def test_a_record_comes_back_as_it_was_with_revision_1(store: Store, record: Record) -> None:
+    """Every kind survives the store whole."""
+    inserted = await store.insert(record)
+    assert inserted == replace(record, revision=1)
+    assert await store.get(type(record), record.key) == inserted
+    assert await store.find(type(record)) == [inserted]
+
+
+def test_every_kind_is_tried() -> None:
+    """A kind that joins the records joins this suite."""
+    assert {type(record) for record in EVERY_KIND} == set(KINDS.values())
+
+
+async def test_what_is_not_there_is_none(store: Store) -> None:
+    """get answers None, find an empty list."""
+    assert await store.get(Version, "m/1") is None
+    assert await store.find(Version) == []
+    assert await store.find(Version, "m") == []
+
+
+async def test_a_key_is_taken_once(store: Store) -> None:
+    """A second insert is a Conflict and changes nothing; another kind may have the same key."""
+    await store.insert(Alias(model="m", alias="1", version=1))
+    with pytest.raises(Conflict, match="alias 'm/1'"):
+        await store.insert(Alias(model="m", alias="1", version=2))
+    await store.insert(a_version())
+    found = await store.get(Alias, "m/1")
+    assert found is not None
+    assert found.version == 1
+
+
+async def test_replace_needs_the_revision_last_seen(store: Store) -> None:
+    """Of two writers that saw the same revision the second is told so."""
+    seen = await store.insert(Counter(model="m", last=1))
+    second = await store.replace(replace(seen, last=2))
+    assert second.revision == 2
+    with pytest.raises(Conflict):
+        await store.replace(replace(seen, last=3))
+    assert await store.get(Counter, "m") == second
+
+
+async def test_delete_needs_the_revision_last_seen(store: Store) -> None:
+    """A record that changed is not deleted by who has not seen it; what is gone cannot be changed."""
+    seen = await store.insert(Counter(model="m", last=1))
+    now = await store.replace(replace(seen, last=2))
+    with pytest.raises(Conflict):
+        await store.delete(seen)
+    await store.delete(now)
+    assert await store.get(Counter, "m") is None
+    for again in (store.delete(now), store.replace(now)):
+        with pytest.raises(Conflict):
+            await again
+
+
+async def test_find_keeps_the_order_of_insertion_and_sorts_out_models(store: Store) -> None:
+    """Records come in the order they came in, replaced or not; a model gets its own only."""
+    for model, version in (("b", 1), ("a", 1), ("b", 3), ("b", 2)):
+        await store.insert(a_version(model, version))
+    first = await store.get(Version, "b/1")
+    assert first is not None
+    await store.replace(replace(first, wanted="never"))
+    assert [v.key for v in await store.find(Version)] == ["b/1", "a/1", "b/3", "b/2"]
+    assert [v.key for v in await store.find(Version, "b")] == ["b/1", "b/3", "b/2"]
+
+
+async def test_records_without_a_model_belong_to_none(store: Store) -> None:
+    """A key is found among the keys, and under no model."""
+    await store.insert(KEY)
+    assert len(await store.find(ApiKey)) == 1
+    assert await store.find(ApiKey, "m") == []
+
+
+async def test_the_revision_grows_with_every_write_and_with_nothing_else(store: Store) -> None:
+    """Who polls the revision misses no write and sees none that was not."""
+    seen = [await store.revision()]
+    counter = await store.insert(Counter(model="m", last=1))
+    seen.append(await store.revision())
+    counter = await store.replace(replace(counter, last=2))
+    seen.append(await store.revision())
+    await store.delete(counter)
+    seen.append(await store.revision())
+    assert sorted(set(seen)) == seen
+    with pytest.raises(Conflict):
+        await store.delete(counter)
+    await store.find(VersionState)
+    assert await store.revision() == seen[-1]
+
+
+async def test_compare_and_set_loses_no_update(store: Store) -> None:
+    """Fifty concurrent increments, each tried until it holds, add up to fifty."""
+    await store.insert(Counter(model="m", last=0))
+
+    async def increment() -> None:
+        while True:
+            now = await store.get(Counter, "m")
+            assert now is not None
+            try:
+                await store.replace(replace(now, last=now.last + 1))
+            except Conflict:
+                continue
+            return
+
+    await asyncio.gather(*(increment() for _ in range(50)))
+    found = await store.get(Counter, "m")
+    assert found is not None
+    assert found.last == 50
+
+
+@pytest.mark.parametrize("odd", ["a' OR '1'='1", "$where", "a.b", "x\x00y", "%", "ü" * 1000, ""])
+async def test_no_key_is_anything_but_a_key(store: Store, odd: str) -> None:
+    """What means something to a query language elsewhere is compared as it is written."""
+    await store.insert(Counter(model="m", last=1))
+    assert await store.get(Counter, odd) is None
+    assert await store.find(Version, odd) == []
+
+
+async def test_a_closed_store_is_unavailable(store: Store) -> None:
+    """After close every call says so at once, and closing again is fine."""
+    await store.close()
+    await store.close()
+    with pytest.raises(Unavailable):
+        await store.get(Counter, "m")
+    with pytest.raises(Unavailable):
+        await store.revision()

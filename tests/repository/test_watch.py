@@ -1,0 +1,160 @@
+"""The watch: fresh after a write, patient when the store is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from structlog.testing import capture_logs
+
+from core.errors import Unavailable
+from repository.records import Counter
+from repository.store import Store
+from repository.watch import Catalog, Watch
+from tests.repository.scripted import a_version, eventually
+
+
+class Moody:
+    """A store that can be away, and that counts how often everything was read."""
+
+    def __init__(self, store: Store) -> None:
+        self.away = False
+        self.finds = 0
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def revision(self) -> int:
+        if self.away:
+            raise Unavailable("away")
+        return await self._store.revision()
+
+    async def find(self, kind: Any, model: str | None = None) -> Any:
+        self.finds += 1
+        return await self._store.find(kind, model)
+
+
+@pytest.fixture
+def moody(store: Store) -> Any:
+    return Moody(store)
+
+
+@pytest.fixture
+async def watch(moody: Any) -> AsyncIterator[Watch]:
+    made = Watch(moody, 0.02)
+    task = asyncio.create_task(made.run())
+    yield made
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_a_write_is_noticed_within_the_interval(watch: Watch, store: Store) -> None:
+    """By polling alone."""
+    await store.insert(a_version())
+    await eventually(lambda: watch.catalog.version("m", 1))
+
+
+async def test_a_poke_is_answered_at_once(store: Store) -> None:
+    """Not after the interval, which is an hour here."""
+    watch = Watch(store, 3600.0)
+    task = asyncio.create_task(watch.run())
+    await eventually(lambda: watch.catalog.revision == 0)
+    await store.insert(a_version())
+    watch.poke()
+    await eventually(lambda: watch.catalog.version("m", 1), 5)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_nothing_is_read_while_nothing_changes(watch: Watch, moody: Any) -> None:
+    """Polling asks for the revision only."""
+    await eventually(lambda: watch.catalog.revision == 0)
+    finds = moody.finds
+    for _ in range(5):
+        await watch.refresh()
+    assert moody.finds == finds
+
+
+async def test_subscribers_get_each_catalog_and_the_present_one(watch: Watch, store: Store) -> None:
+    """Whoever comes late is told at once."""
+    early: list[Catalog] = []
+    watch.subscribe(early.append)
+    await watch.refresh()
+    await store.insert(a_version())
+    await watch.refresh()
+    late: list[Catalog] = []
+    watch.subscribe(late.append)
+    assert [c.revision for c in early] == [0, 1]
+    assert late == [watch.catalog]
+
+
+async def test_a_subscriber_that_raises_disturbs_nobody(watch: Watch, store: Store) -> None:
+    """It is logged; the others are told, and the loop lives."""
+    told: list[int] = []
+
+    def broken(catalog: Catalog) -> None:
+        raise RuntimeError("broken")
+
+    with capture_logs() as logs:
+        watch.subscribe(broken)
+        watch.subscribe(lambda catalog: told.append(catalog.revision))
+        await store.insert(a_version())
+        await eventually(lambda: told[-1:] == [1])
+        await store.insert(a_version("m", 2))
+        await eventually(lambda: told[-1:] == [2])
+    assert {line["event"] for line in logs} == {"subscriber_failed"}
+
+
+async def test_an_absent_store_keeps_the_last_catalog_and_is_logged_once(
+    watch: Watch, moody: Any, store: Store
+) -> None:
+    """What was routed stays routed; when the store is back, what changed meanwhile is seen."""
+    await store.insert(a_version())
+    await eventually(lambda: watch.catalog.version("m", 1))
+    with capture_logs() as logs:
+        moody.away = True
+        await eventually(lambda: logs)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await watch.refresh()
+            await watch.until(lambda catalog: None, 0.03)
+        assert [line["event"] for line in logs] == ["repository_away"]
+        assert watch.catalog.version("m", 1)
+        await store.insert(a_version("m", 2))
+        moody.away = False
+        await eventually(lambda: watch.catalog.version("m", 2))
+    assert [line["event"] for line in logs] == ["repository_away", "repository_back"]
+
+
+async def test_until_answers_as_soon_as_it_is_so(watch: Watch, store: Store) -> None:
+    """Or None when the time is over."""
+    waiting = asyncio.create_task(watch.until(lambda catalog: catalog.version("m", 1), 10))
+    await store.insert(a_version())
+    found = await waiting
+    assert found is not None
+    assert await watch.until(lambda catalog: catalog.version("m", 9), 0.05) is None
+
+
+async def test_until_needs_no_run_beside_it(store: Store) -> None:
+    """It looks by itself every interval."""
+    watch = Watch(store, 0.01)
+    await store.insert(a_version())
+    assert await watch.until(lambda catalog: catalog.version("m", 1), 10) is not None
+
+
+async def test_a_catalog_read_during_writes_is_mended(store: Store) -> None:
+    """A reader among writers ends at the last revision, with everything in it."""
+    watch = Watch(store, 0.005)
+    task = asyncio.create_task(watch.run())
+    counter = await store.insert(Counter(model="m", last=0))
+    for number in range(1, 60):
+        await store.insert(a_version("m", number))
+        counter = await store.replace(replace(counter, last=number))
+    await eventually(lambda: watch.catalog.revision == 119)
+    assert len(watch.catalog.versions["m"]) == 59
+    task.cancel()
+    await asyncio.wait([task])
