@@ -87,8 +87,10 @@ def held_out() -> Split:
 def fit(split: Split, advance: Advance) -> Network:
     """Train a network, by stochastic gradient descent with momentum and a falling rate; the same each time.
 
-    The descent is spelt out because torch's own optimizers import its compiler: five seconds for ten lines.
+    The descent is spelt out because torch's own optimizers import its compiler: five seconds for ten lines. On one
+    thread: for a network this small a second one gains nothing, and where the machine is busy they wait for each other.
     """
+    torch.set_num_threads(1)
     torch.manual_seed(SEED)
     network = Network()
     weights = list(network.parameters())

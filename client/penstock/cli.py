@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from penstock import __version__
-from penstock.commands import keys, models, predict, push, version
+from penstock.commands import keys, models, predict, push
+from penstock.commands.version import version as version_command
 from penstock.errors import PenstockError
 
 GROUP = "penstock.commands"
@@ -41,16 +42,23 @@ app.command("push")(push.push)
 app.add_typer(models.app, name="models")
 app.command("predict")(predict.predict)
 app.add_typer(keys.app, name="keys")
-app.command("version")(version.version)
+app.command("version")(version_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"penstock {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _root(
-    show: Annotated[bool, typer.Option("--version", help="Print the version of this command and exit.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Print this command's version and exit."),
+    ] = False,
 ) -> None:
-    if show:
-        typer.echo(f"penstock {__version__}")
-        raise typer.Exit
+    pass
 
 
 def _registered() -> dict[str, EntryPoint]:
