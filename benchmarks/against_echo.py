@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import models
 from benchmarks.load import GrpcTarget, HttpTarget, Load, load_grpc, load_http
 from benchmarks.processes import cpu_seconds, echo, penstock, push
-from benchmarks.rows import Plan, Row, alternating, median
+from benchmarks.rows import Plan, Row, alternating, median, ratio
 from tests.running import RunningServer
 
 ONE = np.arange(4, dtype=np.float32).reshape(1, 4)
@@ -114,8 +114,8 @@ def _rows(contest: Contest, callers: int, pairs: list[tuple[Seen, Seen]]) -> lis
     what = f"{contest.name}, c={callers}"
     bad = sum(seen.load.bad for pair in pairs for seen in pair)
     void = f"{bad} answers were not 2xx" if bad else ""
-    throughput = [ours.load.rate / unit.load.rate for unit, ours in pairs]
-    latency = [ours.load.p50_ms / unit.load.p50_ms for unit, ours in pairs]
+    throughput = [ratio(ours.load.rate, unit.load.rate) for unit, ours in pairs]
+    latency = [ratio(ours.load.p50_ms, unit.load.p50_ms) for unit, ours in pairs]
     details = {
         "requests/s": median([ours.load.rate for _, ours in pairs]),
         "echo requests/s": median([unit.load.rate for unit, _ in pairs]),

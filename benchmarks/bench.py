@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def measured(part: str, plan: Plan) -> list[Row]:
     try:
         return PARTS[part](plan)
     except (AssertionError, OSError, RuntimeError, subprocess.SubprocessError) as error:
-        print(error, file=sys.stderr)
+        print(*traceback.format_exception(error), sep="", file=sys.stderr)
         return [Row(part=part, what=part, value=0, unit="", void="it could not be measured")]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks import models
 from benchmarks.load import HttpTarget, load_http
 from benchmarks.processes import penstock, push, rss_bytes
-from benchmarks.rows import Plan, Row, alternating, median
+from benchmarks.rows import Plan, Row, alternating, median, ratio
 from tests.running import RunningServer, running
 
 MIB = 1 << 20
@@ -54,7 +54,7 @@ def child(plan: Plan) -> list[Row]:
                 functools.partial(far, callers, plan.seconds),
             )
             bad = sum(load.bad for pair in pairs for load in pair)
-            ratios = [there.rate / here.rate for here, there in pairs]
+            ratios = [ratio(there.rate, here.rate) for here, there in pairs]
             rows.append(
                 Row(
                     part="child",

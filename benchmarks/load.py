@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
+import msgspec
 import uvloop
 from google.protobuf import descriptor_pb2
 from tritonclient.grpc import model_config_pb2, service_pb2
@@ -157,16 +158,28 @@ def load_grpc(target: GrpcTarget, concurrency: int, seconds: int) -> Load:
         printed = subprocess.run(
             [program, *arguments, target.address], capture_output=True, text=True, check=True
         ).stdout
-    return _ghz_load(json.loads(printed), seconds)
+    return _ghz_load(printed, seconds)
 
 
-def _ghz_load(told: dict[str, object], seconds: float) -> Load:
-    count, statuses, spread = told["count"], told["statusCodeDistribution"], told["latencyDistribution"]
-    assert isinstance(count, int)
-    assert isinstance(statuses, dict)
-    assert isinstance(spread, list)
-    at = {row["percentage"]: row["latency"] / 1e6 for row in spread}
-    return Load(count, seconds, at[50], at[99], count - statuses.get("OK", 0))
+class _GhzLatency(msgspec.Struct):
+    percentage: int
+    latency: int
+    """Nanoseconds."""
+
+
+class _GhzReport(msgspec.Struct):
+    """The part of ghz's JSON that is looked at; without an answer it has no latencies."""
+
+    count: int
+    statusCodeDistribution: dict[str, int] | None = None  # noqa: N815 -- ghz's name
+    latencyDistribution: list[_GhzLatency] | None = None  # noqa: N815 -- ghz's name
+
+
+def _ghz_load(printed: str, seconds: float) -> Load:
+    told = msgspec.json.decode(printed, type=_GhzReport)
+    at = {row.percentage: row.latency / 1e6 for row in told.latencyDistribution or ()}
+    bad = told.count - (told.statusCodeDistribution or {}).get("OK", 0)
+    return Load(told.count, seconds, at.get(50, 0.0), at.get(99, 0.0), bad if told.count else 1)
 
 
 def _descriptors() -> bytes:

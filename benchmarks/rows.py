@@ -65,3 +65,8 @@ def alternating(rounds: int, one: Callable[[], A], other: Callable[[], B]) -> li
 
 def median(values: list[float]) -> float:
     return statistics.median(values) if values else 0.0
+
+
+def ratio(ours: float, unit: float) -> float:
+    """0 where the unit could not be measured: such a row is void for its bad answers."""
+    return ours / unit if unit else 0.0

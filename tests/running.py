@@ -62,7 +62,10 @@ def running(home: Path, **settings: str) -> Iterator[RunningServer]:
     try:
         yield _wait_until_ready(process, home, log)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(STOPPED_WITHIN_S) == 0, f"the server's exit was not clean:\n{_tail(log)}"
+        assert process.wait(STOPPED_WITHIN_S) == 0, "the server's exit was not clean"
+    except BaseException as error:
+        error.add_note(f"the server's last words:\n{_tail(log)}")
+        raise
     finally:
         if process.poll() is None:
             process.kill()
@@ -73,14 +76,14 @@ def _wait_until_ready(process: subprocess.Popen[bytes], home: Path, log: Path) -
     deadline = time.monotonic() + READY_WITHIN_S
     told = home / "client.toml"
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"the server ended with {process.returncode}:\n{_tail(log)}"
+        assert process.poll() is None, f"the server ended with {process.returncode}"
         if told.exists() and _answers(tomllib.loads(told.read_text()).get("url", "")):
             client = tomllib.loads(told.read_text())
             return RunningServer(
                 client["url"], client["grpc"], client["control"], client["api_key"], home, log, process.pid
             )
         time.sleep(0.1)
-    raise AssertionError(f"the server was not ready within {READY_WITHIN_S} s:\n{_tail(log)}")
+    raise AssertionError(f"the server was not ready within {READY_WITHIN_S} s")
 
 
 def _answers(url: str) -> bool:

@@ -14,7 +14,7 @@ from benchmarks import against_echo, models, open_loop, report
 from benchmarks.bench import PARTS, main, measured
 from benchmarks.echo import HEADER_LENGTH, echoed
 from benchmarks.http_client import Connection, http_request
-from benchmarks.load import GrpcTarget, HttpTarget, Load, _call_grpc_loop, _load_http, percentile
+from benchmarks.load import GrpcTarget, HttpTarget, Load, _call_grpc_loop, _ghz_load, _load_http, percentile
 from benchmarks.processes import Echo, cpu_seconds, echo, rss_bytes
 from benchmarks.rows import QUICK, Plan, Row, alternating
 
@@ -128,6 +128,14 @@ async def test_our_own_grpc_client_counts_answers() -> None:
         latencies, bad = await _call_grpc_loop(target, 2, 0.2)
     assert len(latencies) > 2
     assert bad == 0
+
+
+def test_what_ghz_prints_is_read() -> None:
+    """Calls that did not end in OK are bad; a report of no calls at all is bad too."""
+    printed = """{"count": 10, "rps": 5, "statusCodeDistribution": {"OK": 8, "Unavailable": 2},
+        "latencyDistribution": [{"percentage": 50, "latency": 2000000}, {"percentage": 99, "latency": 5000000}]}"""
+    assert _ghz_load(printed, 2.0) == Load(10, 2.0, 2.0, 5.0, 2)
+    assert _ghz_load('{"count": 0, "latencyDistribution": null}', 2.0).bad
 
 
 def test_the_cost_of_a_process_is_seen(unit: Echo) -> None:
