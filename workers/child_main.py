@@ -32,6 +32,13 @@ JOINED = 1 << 16
 
 
 def main(descriptor: int, uid: int, parent: int) -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(bool_as_flag=False),
+        ]
+    )
     os.set_inheritable(descriptor, False)
     confine(uid, parent)
     connection = socket.socket(fileno=descriptor)

@@ -9,7 +9,7 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-MAX_LINE = 2000
+MAX_LINE = 8000
 """Bytes; the rest of a longer line is dropped."""
 BURST = 200
 """Lines within one second; then the pipe is left unread until the second is over, so that the child waits."""

@@ -22,7 +22,7 @@ DOUBLED = TensorSpec("y", "FP32", (-1, 4))
 
 def version(
     *,
-    format: str = "onnx",
+    kind: str = "onnx",
     inputs: Sequence[TensorSpec] = (FOUR,),
     outputs: Sequence[TensorSpec] = (DOUBLED,),
     max_batch: int = 32,
@@ -34,7 +34,7 @@ def version(
         model=model,
         version=number,
         owner="tests",
-        format=format,
+        format=kind,
         digest=more.pop("digest", "0" * 64),
         size=1,
         signature=Signature(tuple(inputs), tuple(outputs)),
@@ -79,20 +79,22 @@ def failure_in(result: list[Output] | Failure) -> Failure:
     return result
 
 
-def onnx_graph(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: Sequence[Any] = ()) -> Path:
+def onnx_graph(
+    path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: Sequence[Any] = ()
+) -> Path:
     graph = helper.make_graph(nodes, "g", inputs, outputs, list(constants))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, str(path))
     return path
 
 
-def doubler(folder: Path, rows_: int | str = "n", kind: int = TensorProto.FLOAT, name: str = "double.onnx") -> Path:
+def doubler(folder: Path, rows_: int | str = "n", element: int = TensorProto.FLOAT, name: str = "double.onnx") -> Path:
     """y = x + x over [rows, 4]."""
     return onnx_graph(
         folder / name,
         [helper.make_node("Add", ["x", "x"], ["y"])],
-        [helper.make_tensor_value_info("x", kind, [rows_, 4])],
-        [helper.make_tensor_value_info("y", kind, [rows_, 4])],
+        [helper.make_tensor_value_info("x", element, [rows_, 4])],
+        [helper.make_tensor_value_info("y", element, [rows_, 4])],
     )
 
 

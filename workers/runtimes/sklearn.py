@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skops.io
 import structlog
 import threadpoolctl
 from sklearn.utils.validation import check_is_fitted
@@ -28,8 +27,10 @@ from workers.described import described
 from workers.merge import Array, Arrays
 from workers.messages import Scalar
 from workers.runtimes.base import writable
+from workers.runtimes.light_import import skops_io
 
 log = structlog.get_logger(__name__)
+skops = skops_io()
 
 MAX_UNPACKED = 4 << 30
 MAX_SCHEMA = 256 << 20
@@ -41,10 +42,10 @@ def load(path: Path, version: Version, hint: Signature, threads: int) -> Sklearn
     """Load an estimator. Raises InvalidRequest for an unsound archive, untrusted types, or what is no estimator."""
     check_archive(path)
     try:
-        untrusted = skops.io.get_untrusted_types(file=path)
+        untrusted = skops.get_untrusted_types(file=path)
         if untrusted:
             raise InvalidRequest(f"the artifact holds types that are not trusted: {', '.join(untrusted)[:1000]}")
-        estimator = skops.io.load(path, trusted=[])
+        estimator = skops.load(path, trusted=[])
     except InvalidRequest:
         raise
     except BaseException as error:
