@@ -33,6 +33,8 @@ ORDINARY_BODY = MIB
 """Bytes of a body that FastAPI reads whole into memory: they are small JSON documents. Routes that take more read
 their body themselves, and say so by `allow_body`."""
 ORDINARY_DEPTH = 32
+LOGGED = "logged under error id "
+"""Begins the note on an exception that stands in the log already: it passes more than one handler."""
 TOLD = 5
 """Wrong places of a request that one answer names."""
 
@@ -96,7 +98,7 @@ async def _refuse(error: PenstockError, scope: Scope, receive: Receive, send: Se
 
 
 async def _answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run the application; whatever escapes it becomes a 500 whose details stand in the log, unless it has answered."""
+    """Run the application; what escapes it is logged, and answered with a 500 unless an answer has begun."""
     started = False
 
     async def watched(message: Message) -> None:
@@ -107,8 +109,9 @@ async def _answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) ->
     try:
         await app(scope, receive, watched)
     except Exception as error:
+        answer = _unexpected(error)
         if not started:
-            await _unexpected(error)(scope, receive, send)
+            await answer(scope, receive, send)
 
 
 class Body:
@@ -279,9 +282,17 @@ async def _of_anything(_: Request, error: Exception) -> Response:
 
 
 def _unexpected(error: Exception) -> Response:
-    """A defect of ours, or an error of the domain that came out where no handler stands."""
+    """A defect of ours, or an error of the domain that came out where no handler stands. Logged once."""
     if isinstance(error, PenstockError):
         return error_response(error)
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(LOGGED):
+            return _defect(note.removeprefix(LOGGED))
     error_id = secrets.token_hex(8)
     log.error("request_failed", error_id=error_id, exc_info=error)
+    error.add_note(LOGGED + error_id)
+    return _defect(error_id)
+
+
+def _defect(error_id: str) -> Response:
     return error_response(Internal("the server failed; the details stand in its log", error_id=error_id))
