@@ -2,11 +2,13 @@
 
 - *Expired* already: DeadlineExceeded.
 - *Hopeless*: the predicted answer comes after the deadline. Prediction = what is left of the batches in flight
-  + the rows ahead at the pace of the best batch size + the p99 service time of a batch such as it will ride in
-  + the p99 overhead of the way there and back + a constant margin.
+  + the rows ahead at the pace of the best batch size + the p99 service time of a batch such as it will ride in (as
+  large as what waits, or as the latest ones) + the p99 overhead of the way there and back + a constant margin.
+  A deadline that p99 says cannot be kept even by an idle worker is judged without the rare stalls that p99 knows.
   Rows ahead are those of higher priorities and, within its own, what turns let through first: with n tenants active
   and q rows of its own tenant waiting, at most n·q rows and n - 1 quanta; never more than wait there. (Its own
   tenant's rows count in full, though an earlier deadline would overtake them: those accepted must not be made late.)
+  Since others may come later and take their turns, the pace at which its own backlog has drained counts where slower.
 - On an idle worker only what is below the fastest run ever seen is hopeless; and of those one in `PROBE` is let
   through, so that an estimate from worse times cannot refuse for ever the work that would correct it.
 - *Full*: the queue holds `bound` requests. A tenant that holds less than its share of it pushes out one of the last
@@ -22,10 +24,12 @@ from math import ceil
 from core.errors import DeadlineExceeded, Hopeless, QueueFull
 from gateway.batching.entry import Entry
 from gateway.batching.policy import Policy
-from gateway.batching.queue import level_of
+from gateway.batching.queue import Level, Tenant, level_of
 
 PROBE = 16
 LONGEST_RETRY_S = 60.0
+NOBODY = Tenant("", Level(0))
+"""Stands for a tenant that has nothing waiting."""
 
 
 class Admission:
@@ -63,30 +67,33 @@ class Admission:
         """Nanoseconds until the answer to `entry`, were it to join now."""
         policy = self.policy
         estimate = policy.estimate
-        ahead = self._ahead(entry)
-        wait = policy.residual(now) + int(ahead * estimate.pace) // policy.replicas
-        return wait + estimate.service(ahead + entry.rows) + estimate.overhead
+        level = policy.queue.levels[level_of(entry.priority) - 1]
+        tenant = level.tenants.get(entry.tenant, NOBODY)
+        ahead = self._ahead(level, tenant)
+        drain = max(ahead * estimate.pace / policy.replicas, tenant.rows * tenant.pace)
+        size = max(policy.usual, ahead + entry.rows)
+        hopeful = estimate.service(entry.rows) + estimate.overhead + self.margin > entry.deadline - now
+        own = estimate.typical(size) if hopeful else estimate.service(size)
+        return policy.residual(now) + int(drain) + own + estimate.overhead
 
     def _hurry(self, entry: Entry, budget: int, now: int) -> None:
         """Raise Hopeless if the prediction exceeds the budget; an upper bound of it is tried first."""
         policy = self.policy
-        estimate = policy.estimate
+        estimate, queue = policy.estimate, policy.queue
+        tenant = queue.levels[level_of(entry.priority) - 1].tenants.get(entry.tenant, NOBODY)
+        drain = queue.rows * estimate.pace + tenant.rows * tenant.pace
         start = policy.busy_until if policy.busy_until > now else now
-        if start - now + policy.queue.rows * estimate.pace + estimate.longest + estimate.overhead <= budget:
+        if start - now + drain + estimate.longest + estimate.overhead <= budget:
             return
         excess = self.predict(entry, now) - budget
         if excess > 0:
             raise Hopeless("the deadline cannot be met with the work that is ahead", retry_after=retry_after(excess))
 
-    def _ahead(self, entry: Entry) -> int:
-        queue = self.policy.queue
-        number = level_of(entry.priority)
-        higher = sum(level.rows for level in queue.levels[: number - 1] if level.rows)
-        level = queue.levels[number - 1]
-        tenant = level.tenants.get(entry.tenant)
-        own = tenant.rows if tenant is not None else 0
-        others = level.active - (1 if own else 0)
-        return higher + min(level.rows, own * (others + 1) + others * queue.capacity)
+    def _ahead(self, level: Level, tenant: Tenant) -> int:
+        higher = sum(above.rows for above in self.policy.queue.levels[: level.number - 1])
+        others = level.active - (1 if tenant.rows else 0)
+        turns = tenant.rows * (others + 1) + others * self.policy.queue.capacity
+        return higher + min(level.rows, turns)
 
     def _probe(self, budget: int) -> None:
         self._hopeless += 1

@@ -19,9 +19,11 @@ below saturation it only adds latency.
    and a bit), others use the room that it leaves: it loses nothing by that.
 
 **Deadlines.** An entry is given up, before any work, when not even the fastest run seen would make it. The p99
-estimate of the batch as filled so far must meet the tightest deadline aboard, else filling stops. An entry that p99
-says is late even alone does not limit the batch: it takes its chance. Were it to, an overload would shrink the
-batches to the slack of their tightest members, and so become worse.
+estimate of the batch as filled so far must meet the tightest deadline aboard, else filling stops. Two exceptions keep
+an overload from shrinking the batches to the slack of their tightest members, and so feeding on itself (simulated:
+without them a load of twice the knee leaves a sixth of the goodput):
+- An entry that p99 says is late even alone does not limit the batch: it takes its chance.
+- Where the tightest keeps out an entry of its own priority that cannot wait for the next batch, it is given up.
 
 What not to do: count a batch's time from when it was sent (it may queue behind another at the worker: the worker
 reports its own times), or let a mean stand for a p99.
@@ -34,7 +36,7 @@ from typing import NamedTuple
 
 from gateway.batching.entry import BatchKey, Entry
 from gateway.batching.estimate import Estimate
-from gateway.batching.queue import NEVER, Lane, Level, Queue, Tenant
+from gateway.batching.queue import NEVER, Lane, Level, Queue, Tenant, level_of
 from workers.messages import Timing
 
 ABOARD = Entry.ABOARD
@@ -55,7 +57,19 @@ LOOK = 64
 class Formed:
     """A batch on its way: its members in the order of their rows, its times in monotonic nanoseconds."""
 
-    __slots__ = ("deadline", "dispatched", "entries", "expires", "key", "limited", "reason", "room", "rows")
+    __slots__ = (
+        "deadline",
+        "dispatched",
+        "entries",
+        "expires",
+        "firm",
+        "key",
+        "limited",
+        "reason",
+        "room",
+        "rows",
+        "tightest",
+    )
 
     def __init__(self, key: BatchKey, dispatched: int, room: int) -> None:
         self.key = key
@@ -65,8 +79,12 @@ class Formed:
         """The rows it may hold: the model's maximum, or what the tightest deadline leaves of it."""
         self.deadline = NEVER
         """The tightest aboard that can be kept."""
+        self.tightest: Entry | None = None
+        """Whose deadline limits `room`."""
         self.expires = NEVER
         """The tightest of those aboard that still wait for an answer."""
+        self.firm = room
+        """What of `room` the higher priorities aboard leave."""
         self.limited = False
         """Whether a deadline kept an entry out."""
         self.dispatched = dispatched
@@ -87,7 +105,7 @@ class Decision(NamedTuple):
 class Policy:
     """The waiting entries of one model version, and its batches in flight. `max_batch` < 1: one by one."""
 
-    __slots__ = ("aboard", "add", "batched", "busy_until", "cancel", "estimate", "formed", "queue", "replicas")
+    __slots__ = ("aboard", "add", "batched", "busy_until", "cancel", "estimate", "formed", "queue", "replicas", "usual")
 
     def __init__(self, max_batch: int, estimate: Estimate) -> None:
         self.estimate = estimate
@@ -99,6 +117,8 @@ class Policy:
         self.replicas = 1
         self.busy_until = 0
         """When the worker is expected to be through with what is in flight."""
+        self.usual = 0
+        """Rows of the largest of the latest batches: an eighth less with each batch that is smaller."""
         self.formed = dict.fromkeys(REASONS, 0)
         """Batches formed, by the reason they were closed."""
 
@@ -121,7 +141,7 @@ class Policy:
         if computed > 0:
             overhead = now - batch.dispatched - timing.queue - computed
             self.estimate.observe(timing.executed_rows or batch.rows, computed, max(0, overhead))
-        left = sum(self.estimate.service(other.rows) for other in self.aboard)
+        left = sum(self.estimate.typical(other.rows) for other in self.aboard)
         self.busy_until = now + left // self.replicas
 
     # --- forming --------------------------------------------------------------------------------------------------
@@ -134,6 +154,7 @@ class Policy:
                     batch = self._lead(level, now, expired)
                     if batch is None:
                         continue
+                batch.firm = batch.room
                 self._fill(batch, level, expired)
         if batch is not None:
             self._close(batch)
@@ -197,59 +218,99 @@ class Policy:
     def _board(self, batch: Formed, lane: Lane, tenant: Tenant, balance: int, expired: list[Entry]) -> bool:
         """Move entries from a lane aboard while they fit. True: it was `balance`, in rows, that ended it."""
         queue, heap, entries = self.queue, lane.heap, batch.entries
-        before, total = len(entries), batch.rows
-        spent = False
+        spent, boarded, taken = False, 0, 0
         while heap:
             due, _, entry = heap[0]
             rows = entry.rows
             if entry.state:
                 queue.head(lane)
                 continue
-            if rows > balance:
+            if rows > balance - taken:
                 spent = True
                 break
             if due < batch.deadline:
                 if due - batch.dispatched < self.estimate.floor(rows):
                     expired.append(queue.pop(lane))
                     continue
-                if not self._tighten(batch, total, rows, due):
+                if not self._tighten(batch, entry, due):
                     batch.limited = True
                     break
-            if total + rows > batch.room:
-                batch.limited = batch.limited or total + rows <= queue.capacity
-                break
+            if batch.rows + rows > batch.room:
+                if batch.rows + rows > queue.capacity:
+                    break
+                if not self._must_give_way(batch, entry, due, queue.rows - taken):
+                    batch.limited = True
+                    break
+                expired.append(self._give_up(batch))
+                continue
             heappop(heap)
             entry.state = ABOARD
             entries.append(entry)
-            total += rows
-            balance -= rows
-        if total > batch.rows:
-            queue.boarded(tenant, len(entries) - before, total - batch.rows)
-            tenant.balance -= total - batch.rows
-            batch.rows = total
+            batch.rows += rows
+            boarded += 1
+            taken += rows
+        if taken:
+            queue.boarded(tenant, boarded, taken, batch.dispatched)
         return spent
 
-    def _tighten(self, batch: Formed, total: int, rows: int, due: int) -> bool:
-        """Whether a candidate of `rows` may join the `total` aboard; if so, its deadline limits the batch from now on.
+    def _tighten(self, batch: Formed, entry: Entry, due: int) -> bool:
+        """Whether a candidate may join those aboard; if so, its deadline limits the batch from now on.
 
         One that is late even alone takes its chance and limits nothing; one for which the batch is already too large
         waits for the next.
         """
-        room = self.estimate.most(due - max(batch.dispatched, self.busy_until) - self.estimate.overhead)
-        if room < rows:
+        room = self._room(batch, due)
+        if room < entry.rows:
             return True
-        if room < total + rows:
+        if room < batch.rows + entry.rows:
             return False
-        batch.room = min(batch.room, room)
+        if room < batch.room:
+            batch.room = room
+            batch.tightest = entry
         batch.deadline = due
         return True
+
+    def _room(self, batch: Formed, due: int) -> int:
+        """The rows that the batch may hold so that it comes back by `due`."""
+        return self.estimate.most(due - max(batch.dispatched, self.busy_until) - self.estimate.overhead)
+
+    def _must_give_way(self, batch: Formed, entry: Entry, due: int, waiting: int) -> bool:
+        """Whether the tightest aboard keeps out an entry of its own priority that cannot wait for the next batch."""
+        tightest = batch.tightest
+        if tightest is None or level_of(tightest.priority) != level_of(entry.priority):
+            return False
+        if due - batch.dispatched < self.estimate.floor(entry.rows):
+            return False
+        if batch.rows - tightest.rows + entry.rows > batch.firm:
+            return False
+        estimate = self.estimate
+        start = max(batch.dispatched, self.busy_until) + estimate.typical(batch.rows)
+        return start + estimate.service(min(waiting, self.queue.capacity)) + estimate.overhead > due
+
+    def _give_up(self, batch: Formed) -> Entry:
+        """Put the tightest off board again, and let the next tightest limit the batch."""
+        lost = batch.tightest
+        assert lost is not None
+        batch.entries.remove(lost)
+        batch.rows -= lost.rows
+        batch.room, batch.deadline, batch.tightest = self.queue.capacity, NEVER, None
+        lost.state = Entry.OVER
+        for entry in batch.entries:
+            due = entry.deadline or NEVER
+            room = self._room(batch, due)
+            if due < batch.deadline and room >= batch.rows:
+                batch.deadline = due
+                if room < batch.room:
+                    batch.room, batch.tightest = room, entry
+        return lost
 
     def _close(self, batch: Formed) -> None:
         batch.reason = self._reason(batch)
         self.formed[batch.reason] += 1
         self.aboard.append(batch)
+        self.usual = max(batch.rows, self.usual - (self.usual + 7) // 8)
         start = max(batch.dispatched, self.busy_until)
-        self.busy_until = start + self.estimate.service(batch.rows) // self.replicas
+        self.busy_until = start + self.estimate.typical(batch.rows) // self.replicas
 
     def _reason(self, batch: Formed) -> str:
         if not self.batched:

@@ -51,10 +51,24 @@ Advert = tuple[int, int, int, Lane]
 class Tenant:
     """One tenant at one level. `balance`: the rows it may still put into batches in this turn of the rotation.
 
-    `listed`: it stands in the rotation; it leaves when its turn comes and nothing waits.
+    `listed`: it stands in the rotation; it leaves when its turn comes and nothing waits. `pace`: nanoseconds a row at
+    which its backlog has been seen to drain, 0 while it has none.
     """
 
-    __slots__ = ("balance", "entries", "heads", "lanes", "level", "listed", "name", "rows")
+    __slots__ = (
+        "_elapsed",
+        "_served",
+        "_since",
+        "balance",
+        "entries",
+        "heads",
+        "lanes",
+        "level",
+        "listed",
+        "name",
+        "pace",
+        "rows",
+    )
 
     def __init__(self, name: str, level: Level) -> None:
         self.name = name
@@ -65,6 +79,22 @@ class Tenant:
         self.heads: list[Advert] = []
         self.entries = 0
         self.rows = 0
+        self.pace = 0.0
+        self._since = 0
+        """When it was last served with more left; 0: not since it was last empty."""
+        self._elapsed = 0.0
+        self._served = 0.0
+
+    def serve(self, rows: int, now: int) -> None:
+        """`rows` of it have left at `now`: keep the pace, as a mean over about the last eight times."""
+        if self._since:
+            self._elapsed = self._elapsed * 0.875 + (now - self._since)
+            self._served = self._served * 0.875 + rows
+            self.pace = self._elapsed / self._served
+        if self.entries:
+            self._since = now
+        elif self._since:
+            self._since, self._elapsed, self._served, self.pace = 0, 0.0, 0.0, 0.0
 
 
 class Level:
@@ -226,9 +256,11 @@ class Queue:
 
     # --- keeping count and house ----------------------------------------------------------------------------------
 
-    def boarded(self, tenant: Tenant, entries: int, rows: int) -> None:
+    def boarded(self, tenant: Tenant, entries: int, rows: int, now: int) -> None:
         """The caller has taken these from the heads of one of the tenant's lanes."""
         self._count(tenant, -entries, -rows)
+        tenant.balance -= rows
+        tenant.serve(rows, now)
 
     def _count(self, tenant: Tenant, entries: int, rows: int) -> None:
         level = tenant.level
