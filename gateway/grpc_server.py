@@ -52,6 +52,11 @@ class GrpcServer:
         self._watchers = watchers
         self.port = port
 
+    @property
+    def paths(self) -> list[str]:
+        """Of every method that is offered."""
+        return self._handlers.paths
+
     async def stop(self, grace: float) -> None:
         """Begin no more calls, give those in progress `grace` seconds, cut off the rest. Watchers of the health are
         told how it stands first."""
@@ -131,6 +136,10 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self._reading: set[_Context] = set()
         """Streams that wait for their client's next request."""
         self._endings: set[asyncio.Task[None]] = set()
+
+    @property
+    def paths(self) -> list[str]:
+        return list(self._methods.table)
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """Called with the headers of each call."""

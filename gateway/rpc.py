@@ -42,6 +42,10 @@ class Caller(NamedTuple):
     principal: Principal
     credential: bytes | None
 
+    def __repr__(self) -> str:
+        """Without the credential: callers are printed in tracebacks."""
+        return f"<Caller {self.principal.name}>"
+
 
 class Status(NamedTuple):
     """How a call ends that has no answer. `code` is a name of `grpc.StatusCode`, `trailing` goes in the trailers."""

@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
-from grpc_reflection.v1alpha.reflection import ReflectionServicer
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from core.errors import InvalidRequest, NotFound
 from gateway.health import Health
@@ -86,7 +85,8 @@ class Reflection:
     """What the server speaks, for tools such as grpcurl."""
 
     def __init__(self) -> None:
-        self._servicer: Any = ReflectionServicer((SERVICE, HEALTH, REFLECTION))
+        aio: Any = reflection.aio  # type: ignore[attr-defined]
+        self._servicer = aio.ReflectionServicer((SERVICE, HEALTH, REFLECTION))
 
     def table(self) -> dict[str, Method]:
         return {f"/{REFLECTION}/ServerReflectionInfo": Method(stream=self._answer)}
