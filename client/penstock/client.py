@@ -235,7 +235,7 @@ class Client:
             try:
                 answer = answer_of(self._http.send(request_of(self._http, self.config, call, left)))
             except httpx.HTTPError as error:
-                raise failure_of(error, url, allowed) from error
+                raise failure_of(error, url) from error
             pause = self._budget.wait(call, answer, end - time.monotonic())
             if pause is None:
                 return call.read(calls.check(answer, url))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from penstock import exporting, onnx_inputs, wire
 from penstock.calls import Record
@@ -295,4 +295,4 @@ class Watched(io.RawIOBase):
 @contextmanager
 def opened(parcel: Parcel, progress: Progress | None) -> Iterator[IO[bytes]]:
     with parcel.open() as file:
-        yield file if progress is None else Watched(file, parcel.size, progress)  # type: ignore[misc]
+        yield file if progress is None else cast("IO[bytes]", Watched(file, parcel.size, progress))

@@ -1,7 +1,8 @@
 """What both clients share around a call: the HTTP request it becomes, the answer, and whether to try again.
 
 Retries follow a budget: one retry for a call, only after 503 with Retry-After and only of calls that may be repeated,
-only where its wait fits the time left, and at most one in ten calls (a crowd of retries keeps a server down).
+only where its wait is short and fits the time left, and at most one in ten calls (a crowd of retries keeps a server
+down).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT = 60.0
 """Seconds for an answer where the call names no limit: twice a server's default deadline."""
 CONNECT_TIMEOUT = 5.0
+LONGEST_PAUSE = 5.0
+"""Seconds of Retry-After that are waited for; a longer one is for the caller to decide about."""
 
 
 class RetryBudget:
@@ -35,7 +38,9 @@ class RetryBudget:
     def wait(self, call: Call[Any], answer: Answer, left: float) -> float | None:
         """Seconds to wait before sending `call` again, None for never. `left`: seconds of its time that remain."""
         pause = retry_after(answer)
-        if not call.repeat or answer.status != 503 or pause is None or pause >= left or self.allowance < 1.0:
+        if not call.repeat or answer.status != 503 or pause is None:
+            return None
+        if pause >= min(left, LONGEST_PAUSE) or self.allowance < 1.0:
             return None
         self.allowance -= 1.0
         return pause
@@ -89,12 +94,12 @@ def answer_of(response: httpx.Response) -> Answer:
     return Answer(response.status_code, headers, response.content)
 
 
-def failure_of(error: Exception, url: str, allowed: float) -> PenstockError:
+def failure_of(error: Exception, url: str) -> PenstockError:
     """An error of the HTTP library (or of asyncio's clock) as one of ours."""
     if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
         return NoAnswer(f"{url} cannot be reached: is a server running there?")
     if isinstance(error, httpx.TimeoutException | asyncio.TimeoutError):
-        return NoAnswer(f"{url} did not answer within {allowed:g} s")
+        return NoAnswer(f"{url} did not answer in time")
     if isinstance(error, httpx.TransportError):
         return NoAnswer(f"{url} broke off before its answer was complete")
     return UnexpectedAnswer(f"{url} sent an answer that cannot be read")

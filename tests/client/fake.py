@@ -272,14 +272,20 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *args: Any) -> None:
+        """A client that left is part of some tests."""
+
+
 @contextmanager
 def fake_server() -> Iterator[FakeServer]:
     class Handler(_Handler):
         pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        http.daemon_threads = True
-        http.block_on_close = False
+    with _Http(("127.0.0.1", 0), Handler) as http:
         fake = FakeServer(http.server_address[1])
         Handler.fake = fake
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

@@ -124,6 +124,7 @@ def test_help_names_everything(shell: Shell, command: str) -> None:
         "models alias m champion 0",
         "models tag m 1 x",
         "keys create k --expires soon",
+        "keys create k --role boss",
         "keys create",
         "config --nope",
     ],

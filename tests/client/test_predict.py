@@ -159,7 +159,7 @@ def test_nobody_waits_longer_than_the_timeout(ps: Any, server: FakeServer) -> No
         release.wait(20)
 
     server.after = hold
-    with pytest.raises(errors.NoAnswer, match=r"did not answer within 0\.\d+ s"):
+    with pytest.raises(errors.NoAnswer, match="did not answer in time"):
         ps.predict("double", [[1, 2]], timeout=0.2)
     release.set()
 

@@ -129,6 +129,16 @@ def test_a_retry_must_fit_the_time_left(ps: Any, server: FakeServer) -> None:
     assert time.monotonic() - began < 4
 
 
+def test_a_long_retry_after_is_the_callers_to_wait_for(ps: Any, server: FakeServer) -> None:
+    """Nobody is held up for half a minute unasked."""
+    server.answers("GET /api/v1/models", Scripted(503, {"error": "later"}, {"Retry-After": "30"}))
+    began = time.monotonic()
+    with pytest.raises(errors.Unavailable) as caught:
+        ps.models()
+    assert time.monotonic() - began < 4
+    assert caught.value.retry_after == 30
+
+
 def test_the_retry_budget_is_a_tenth() -> None:
     """However many calls meet 503, retries stay within a tenth of them (and the one there from the start)."""
     budget = RetryBudget()
@@ -234,7 +244,7 @@ def test_nobody_there() -> None:
 )
 def test_failures_of_the_connection_are_ours(error: Exception, kind: type[errors.PenstockError]) -> None:
     """No error of the HTTP library reaches the caller."""
-    assert type(failure_of(error, "http://h", 1.0)) is kind
+    assert type(failure_of(error, "http://h")) is kind
 
 
 # --- the twins ---

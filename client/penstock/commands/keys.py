@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,13 +12,16 @@ from penstock.commands.printing import Json, as_json, connected, table, when
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, list and revoke API keys.")
 
+Role = Literal["predict", "deploy", "admin"]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the key.")],
-    role: Annotated[str, typer.Option(help="predict, deploy (push, load, alias too) or admin (keys too).")] = "predict",
+    role: Annotated[
+        Role, typer.Option(help="deploy may also push, load and alias; admin may also make keys.")
+    ] = "predict",
     owner: Annotated[str | None, typer.Option(help="Tenant the key counts for; default: yours.")] = None,
     model: Annotated[
         list[str] | None,

@@ -170,8 +170,8 @@ def _answer(name: str, array: Array, labels: Sequence[str] | None) -> list[Rende
         more = [f"      and {len(found) - ROWS} more"] if len(found) > ROWS else []
         return [head, Text("\n".join(lines + more))]
     if array.dtype.kind == "f":
-        return [Text.assemble((name, "cyan"), "  ", (found[0], "bold green")), _ranking(array, labels)]
-    return [Text.assemble((name, "cyan"), "  ", (found[0], "bold green"))]
+        return [Text.assemble((name, "cyan"), " → ", (found[0], "bold green")), _ranking(array, labels)]
+    return [Text.assemble((name, "cyan"), " → ", (found[0], "bold green"))]
 
 
 def _values(array: Array) -> str:
@@ -190,6 +190,8 @@ def _ranking(scores: Array, labels: Sequence[str]) -> Table:
     row = scores.reshape(-1)
     likely = bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-2)
     grid = Table.grid(padding=(0, 2))
+    grid.add_column()
+    grid.add_column(justify="right")
     for place, index in enumerate(row.argsort()[::-1][:TOP]):
         score = float(row[index])
         style = "bold green" if place == 0 else ""
