@@ -155,6 +155,7 @@ async def test_a_message_beyond_the_limit_is_exhausting(excess: int) -> None:
 
 
 async def test_a_compressed_message_counts_as_what_it_becomes() -> None:
+    """And is not unpacked beyond the limit: the library itself stops."""
     async with running(max_body_bytes=100_000) as here:
         call = here.unary(INFER)(
             bytes(50_000_000),
@@ -162,7 +163,9 @@ async def test_a_compressed_message_counts_as_what_it_becomes() -> None:
             compression=grpc.Compression.Gzip,
             timeout=20,
         )
-        assert (await refused(call)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        error = await refused(call)
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.details() == "Decompressed message larger than max"
         fits = here.unary(INFER)(
             raw_request(), metadata=[("x-api-key", here.keys.predict)], compression=grpc.Compression.Gzip
         )
