@@ -5,10 +5,10 @@
   + the rows ahead at the pace of the best batch size + the p99 service time of a batch such as it will ride in (as
   large as what waits, or as the latest ones) + the p99 overhead of the way there and back + a constant margin.
   A deadline that p99 says cannot be kept even by an idle worker is judged without the rare stalls that p99 knows.
-  Rows ahead are those of higher priorities and, within its own, what turns let through first: with n tenants active
-  and q rows of its own tenant waiting, at most n·q rows and n - 1 quanta; never more than wait there. (Its own
-  tenant's rows count in full, though an earlier deadline would overtake them: those accepted must not be made late.)
-  Since others may come later and take their turns, the pace at which its own backlog has drained counts where slower.
+  Rows ahead are those of higher priorities, the q of its own tenant, and of each other what turns let through first:
+  at most q and a quantum. (Its own tenant's rows count in full, though an earlier deadline would overtake them: those
+  accepted must not be made late.) Since others may come later and take their turns, the pace at which its tenant's
+  backlog has been draining counts where it is slower, and two quanta on top: turns make it uneven.
 - On an idle worker only what is below the fastest run ever seen is hopeless; and of those one in `PROBE` is let
   through, so that an estimate from worse times cannot refuse for ever the work that would correct it.
 - *Full*: the queue holds `bound` requests. A tenant that holds less than its share of it pushes out one of the last
@@ -27,6 +27,8 @@ from gateway.batching.policy import Policy
 from gateway.batching.queue import Level, Tenant, level_of
 
 PROBE = 16
+COUNTED = 64
+"""Tenants of a level that are looked at one by one; of more, each is taken to have a turn's worth waiting."""
 LONGEST_RETRY_S = 60.0
 NOBODY = Tenant("", Level(0))
 """Stands for a tenant that has nothing waiting."""
@@ -70,7 +72,7 @@ class Admission:
         level = policy.queue.levels[level_of(entry.priority) - 1]
         tenant = level.tenants.get(entry.tenant, NOBODY)
         ahead = self._ahead(level, tenant)
-        drain = max(ahead * estimate.pace / policy.replicas, tenant.rows * tenant.pace)
+        drain = max(ahead * estimate.pace / policy.replicas, self._backlog(tenant))
         size = max(policy.usual, ahead + entry.rows)
         hopeful = estimate.service(entry.rows) + estimate.overhead + self.margin > entry.deadline - now
         own = estimate.typical(size) if hopeful else estimate.service(size)
@@ -80,8 +82,10 @@ class Admission:
         """Raise Hopeless if the prediction exceeds the budget; an upper bound of it is tried first."""
         policy = self.policy
         estimate, queue = policy.estimate, policy.queue
+        drain = queue.rows * estimate.pace
         tenant = queue.levels[level_of(entry.priority) - 1].tenants.get(entry.tenant, NOBODY)
-        drain = queue.rows * estimate.pace + tenant.rows * tenant.pace
+        if tenant.pace:
+            drain += self._backlog(tenant)
         start = policy.busy_until if policy.busy_until > now else now
         if start - now + drain + estimate.longest + estimate.overhead <= budget:
             return
@@ -90,10 +94,21 @@ class Admission:
             raise Hopeless("the deadline cannot be met with the work that is ahead", retry_after=retry_after(excess))
 
     def _ahead(self, level: Level, tenant: Tenant) -> int:
+        """Rows that are served before the next of `tenant`, if turns go as they do now."""
         higher = sum(above.rows for above in self.policy.queue.levels[: level.number - 1])
-        others = level.active - (1 if tenant.rows else 0)
-        turns = tenant.rows * (others + 1) + others * self.policy.queue.capacity
-        return higher + min(level.rows, turns)
+        turn = tenant.rows + self.policy.queue.capacity
+        if len(level.tenants) <= COUNTED:
+            others = sum(min(other.rows, turn) for other in level.tenants.values() if other is not tenant)
+        else:
+            others = min(level.rows - tenant.rows, level.active * turn)
+        return higher + tenant.rows + others
+
+    def _backlog(self, tenant: Tenant) -> float:
+        """Nanoseconds for what a tenant has waiting at the pace it has drained, and two turns where it has company."""
+        if not tenant.pace:
+            return 0.0
+        uneven = min(2, len(tenant.level.tenants) - 1) * self.policy.queue.capacity
+        return tenant.rows * tenant.pace + uneven * self.policy.estimate.pace
 
     def _probe(self, budget: int) -> None:
         self._hopeless += 1

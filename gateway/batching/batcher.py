@@ -104,12 +104,13 @@ class Batcher:
         """The caller has gone: its entry leaves the queue, or is dropped from the batch it is aboard of."""
         if entry.state == WAITING:
             self.policy.cancel(entry)
-            self._check_empty()
         elif entry.state == ABOARD:
             entry.state = OVER
             for number, formed in self._flights.items():
                 if entry in formed.entries:
                     self._transport.cancel(Cancel(number, [formed.entries.index(entry)]))
+                    break
+        self._check_empty()
 
     async def drain(self, timeout: float) -> int:
         """Accept no more, wait up to `timeout` seconds until all are answered; returns how many are not."""

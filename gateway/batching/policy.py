@@ -23,7 +23,8 @@ estimate of the batch as filled so far must meet the tightest deadline aboard, e
 an overload from shrinking the batches to the slack of their tightest members, and so feeding on itself (simulated:
 without them a load of twice the knee leaves a sixth of the goodput):
 - An entry that p99 says is late even alone does not limit the batch: it takes its chance.
-- Where the tightest keeps out an entry of its own priority that cannot wait for the next batch, it is given up.
+- Where the tightest keeps out an entry of its own priority that cannot wait for the next batch, it is given up; and so
+  is an entry for which the batch is already too large, and the next one too late.
 
 What not to do: count a batch's time from when it was sent (it may queue behind another at the worker: the worker
 reports its own times), or let a mean stand for a p99.
@@ -233,6 +234,9 @@ class Policy:
                     expired.append(queue.pop(lane))
                     continue
                 if not self._tighten(batch, entry, due):
+                    if self._waits_in_vain(batch, due, rows):
+                        expired.append(queue.pop(lane))
+                        continue
                     batch.limited = True
                     break
             if batch.rows + rows > batch.room:
@@ -274,6 +278,12 @@ class Policy:
         """The rows that the batch may hold so that it comes back by `due`."""
         return self.estimate.most(due - max(batch.dispatched, self.busy_until) - self.estimate.overhead)
 
+    def _waits_in_vain(self, batch: Formed, due: int, rows: int) -> bool:
+        """Whether a batch of `rows` that leaves after this one comes back too late."""
+        estimate = self.estimate
+        start = max(batch.dispatched, self.busy_until) + estimate.typical(batch.rows)
+        return start + estimate.service(rows) + estimate.overhead > due
+
     def _must_give_way(self, batch: Formed, entry: Entry, due: int, waiting: int) -> bool:
         """Whether the tightest aboard keeps out an entry of its own priority that cannot wait for the next batch."""
         tightest = batch.tightest
@@ -283,9 +293,7 @@ class Policy:
             return False
         if batch.rows - tightest.rows + entry.rows > batch.firm:
             return False
-        estimate = self.estimate
-        start = max(batch.dispatched, self.busy_until) + estimate.typical(batch.rows)
-        return start + estimate.service(min(waiting, self.queue.capacity)) + estimate.overhead > due
+        return self._waits_in_vain(batch, due, min(waiting, self.queue.capacity))
 
     def _give_up(self, batch: Formed) -> Entry:
         """Put the tightest off board again, and let the next tightest limit the batch."""

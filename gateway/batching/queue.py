@@ -91,10 +91,11 @@ class Tenant:
             self._elapsed = self._elapsed * 0.875 + (now - self._since)
             self._served = self._served * 0.875 + rows
             self.pace = self._elapsed / self._served
-        if self.entries:
-            self._since = now
-        elif self._since:
-            self._since, self._elapsed, self._served, self.pace = 0, 0.0, 0.0, 0.0
+        self._since = now
+
+    def rest(self) -> None:
+        """Nothing of it waits any more."""
+        self._since, self._elapsed, self._served, self.pace = 0, 0.0, 0.0, 0.0
 
 
 class Level:
@@ -260,7 +261,8 @@ class Queue:
         """The caller has taken these from the heads of one of the tenant's lanes."""
         self._count(tenant, -entries, -rows)
         tenant.balance -= rows
-        tenant.serve(rows, now)
+        if tenant.entries:
+            tenant.serve(rows, now)
 
     def _count(self, tenant: Tenant, entries: int, rows: int) -> None:
         level = tenant.level
@@ -270,6 +272,7 @@ class Queue:
             level.active += 1
         elif not after:
             level.active -= 1
+            tenant.rest()
         tenant.rows += rows
         level.entries += entries
         level.rows += rows
