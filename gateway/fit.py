@@ -30,22 +30,28 @@ class Mould:
 
     def press(self, request: InferRequest) -> tuple[BatchKey, int, list[Buffer]]:
         """(batch key, rows, raw pieces in the signature's order). Raises InvalidRequest that names the tensor."""
-        inputs = self._in_order(request.inputs)
+        inputs = request.inputs
+        if len(inputs) != len(self._specs):
+            inputs = self._in_order(inputs)
         for tensor, spec in zip(inputs, self._specs, strict=True):
-            _check(tensor, spec)
+            if tensor.name != spec.name:
+                inputs = self._in_order(inputs)
+                break
+        pieces = []
+        for tensor, spec in zip(inputs, self._specs, strict=True):
+            if tensor.datatype != spec.datatype or tensor.shape != spec.shape:
+                _check(tensor, spec)
+            pieces.append(tensor.data)
         if request.outputs is not None:
             self._check_outputs(request)
-        key = self._key(inputs)
+        key = self._fixed or self._key(inputs)
         if request.parameters:
             key = BatchKey(key.columns, tuple(sorted(request.parameters.items())))
-        return key, self._rows(inputs) if self._batched else 1, [tensor.data for tensor in inputs]
+        return key, self._rows(inputs) if self._batched else 1, pieces
 
     def _in_order(self, inputs: list[InputTensor]) -> list[InputTensor]:
+        """Inputs sorted as the signature has them."""
         specs = self._specs
-        if len(inputs) == len(specs) and all(
-            tensor.name == spec.name for tensor, spec in zip(inputs, specs, strict=True)
-        ):
-            return inputs
         named = {tensor.name: tensor for tensor in inputs}
         if len(named) != len(inputs):
             twice = next(tensor.name for tensor in inputs if sum(t.name == tensor.name for t in inputs) > 1)
@@ -56,14 +62,10 @@ class Mould:
         known = {spec.name for spec in specs}
         for name in named:
             if name not in known:
-                raise InvalidRequest(
-                    f"tensor {name[:128]!r}: the model has no such input; it has {_names(self._specs)}"
-                )
+                raise InvalidRequest(f"tensor {name[:128]!r}: the model has no such input; it has {_names(specs)}")
         return [named[spec.name] for spec in specs]
 
     def _key(self, inputs: list[InputTensor]) -> BatchKey:
-        if self._fixed is not None:
-            return self._fixed
         skip = 1 if self._batched else 0
         return BatchKey(tuple(ColumnKey(tensor.name, tensor.datatype, tensor.shape[skip:]) for tensor in inputs))
 
@@ -101,9 +103,10 @@ def _check(tensor: InputTensor, spec: TensorSpec) -> None:
     if tensor.datatype != spec.datatype:
         raise InvalidRequest(f"tensor {tensor.name!r}: {tensor.datatype} where the model takes {spec.datatype}")
     shape = tensor.shape
-    if shape == spec.shape:
-        return
-    if len(shape) != len(spec.shape) or any(
-        width not in (-1, found) for found, width in zip(shape, spec.shape, strict=True)
-    ):
-        raise InvalidRequest(f"tensor {tensor.name!r}: shape {list(shape)} does not fit the model's {list(spec.shape)}")
+    if len(shape) == len(spec.shape):
+        for found, width in zip(shape, spec.shape, strict=True):
+            if found != width and width != -1:
+                break
+        else:
+            return
+    raise InvalidRequest(f"tensor {tensor.name!r}: shape {list(shape)} does not fit the model's {list(spec.shape)}")

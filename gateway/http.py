@@ -10,6 +10,9 @@ Deadlines cost nothing per request: `Plant.reap` looks at every connection once 
 (headers, body, keep-alive, a client that takes no byte of its answer). A request that arrives in one read is never
 late.
 
+A client that keeps its connection sends the same head over and over. A read that begins with the bytes of the last
+head, and is as long as that request was, is the same request with another body: it is not parsed again.
+
 What not to do: do not write an answer for any turn but the first; do not close a connection with an unread body
 before the client has had time to read the answer (the kernel would reset it): linger.
 
@@ -42,7 +45,7 @@ from core.errors import (
 )
 from core.settings import Settings
 from gateway.codec import rest
-from gateway.http_exchange import HttpExchange, infer_target, render_error
+from gateway.http_exchange import HttpExchange, InferHead, infer_target, render_error
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -67,7 +70,9 @@ class _Turn:
         "error",
         "exchange",
         "expects",
+        "head",
         "keep_alive",
+        "length",
         "size",
         "started",
     )
@@ -77,9 +82,12 @@ class _Turn:
         self.expects = expects
         """The client waits for `100 Continue` before it sends the body."""
         self.exchange: HttpExchange | None = None
+        self.head: InferHead | None = None
         self.cycle: RequestResponseCycle | None = None
         self.error: PenstockError | None = None
         """Decided before the request was whole; answered in its turn."""
+        self.length = 0
+        """Content-Length; 0 where there is none."""
         self.body: bytes | bytearray = b""
         self.size = 0
         self.checked = False
@@ -122,6 +130,17 @@ class Plant:
                 connection.reap(now)
 
 
+class _Known:
+    """The head of the connection's last request, if that came in one read, with its length as a whole."""
+
+    __slots__ = ("head", "raw", "whole")
+
+    def __init__(self, raw: bytes, whole: int, head: InferHead) -> None:
+        self.raw = raw
+        self.whole = whole
+        self.head = head
+
+
 NONE, HEAD, BODY, IDLE, LINGER = range(5)
 """What a connection's deadline is for."""
 
@@ -140,6 +159,10 @@ class Protocol(HttpToolsProtocol):
         self.read_bytes = 0
         self.receiving: _Turn | None = None
         self.is_upload = False
+        # the last request's head, and the request that a read has begun and ended
+        self.known: _Known | None = None
+        self.whole: _Turn | None = None
+        self.begun = False
         # requests in order of arrival; the first is the one being served
         self.turns: deque[_Turn] = deque()
         self.waiting_bytes = 0
@@ -192,6 +215,13 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.deaf:
             return
+        known = self.known
+        if known is not None:
+            if len(data) == known.whole and data.startswith(known.raw) and not (self.turns or self.flow.write_paused):
+                self._again(known, data)
+                return
+            self.known = None
+        self.begun = False
         self.read_bytes = len(data)
         try:
             self._feed(data)
@@ -206,6 +236,34 @@ class Protocol(HttpToolsProtocol):
             self._body_half_received(self.receiving)
         else:
             self.phase = NONE
+            self._remember(data)
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of a read that was one whole infer request, for the next like it."""
+        turn = self.whole
+        self.whole = None
+        if (
+            turn is None
+            or turn.head is None
+            or not self.begun
+            or not turn.length
+            or not turn.keep_alive
+            or turn.expects
+        ):
+            return
+        end = len(data) - turn.length
+        if data.find(b"\r\n\r\n") + 4 == end:
+            self.known = _Known(data[:end], len(data), turn.head)
+
+    def _again(self, known: _Known, data: bytes) -> None:
+        """A head equal byte for byte to the last one means the same: it need not be parsed again."""
+        self.phase = NONE
+        turn = _Turn(not self.stopping, False)
+        turn.exchange = HttpExchange(self, known.head)
+        turn.exchange.body = data[len(known.raw) :]
+        turn.complete = turn.started = True
+        self.turns.append(turn)
+        self.plant.plane.infer(turn.exchange)
 
     def _feed(self, data: bytes) -> None:
         """An Upgrade header is ignored, as RFC 9110 7.8 allows: the request is answered as what it is."""
@@ -304,6 +362,7 @@ class Protocol(HttpToolsProtocol):
     # --- parser callbacks
 
     def on_message_begin(self) -> None:
+        self.begun = True
         self.url = b""
         self.headers = []
         self.head_open = True
@@ -315,38 +374,33 @@ class Protocol(HttpToolsProtocol):
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
+        parser = self.parser
+        if parser.should_upgrade():
             return
         self.head_open = False
         self.phase = NONE
-        expects, length = self._framing()
-        turn = _Turn(self.parser.should_keep_alive() and not self.stopping, expects)
+        fields = dict(reversed(self.headers))
+        turn = _Turn(
+            parser.should_keep_alive() and not self.stopping, fields.get(b"expect", b"").lower() == b"100-continue"
+        )
+        turn.length = int(fields.get(b"content-length", b"0"))
         self.receiving = turn
         self.turns.append(turn)
         self.is_upload = False
-        method = self.parser.get_method()
-        path = self.url.partition(b"?")[0]
-        target = infer_target(path) if method == b"POST" else None
+        method = parser.get_method()
+        target = infer_target(self.url.partition(b"?")[0]) if method == b"POST" else None
         if self.head_bytes + self.read_bytes > self.settings.max_header_bytes and self._head_too_large():
             turn.error = HeadersTooLarge("the request line and headers are too large")
             turn.keep_alive = False
         elif target is not None:
-            turn.exchange = HttpExchange(self, *target, self.headers)
+            turn.head = InferHead(target, fields)
+            turn.exchange = HttpExchange(self, turn.head)
         else:
             self._asgi(turn, method)
-        if length > self.settings.max_body_bytes and not self.is_upload and turn.error is None:
+        if turn.length > self.settings.max_body_bytes and not self.is_upload and turn.error is None:
             turn.error = self._too_large()
         if turn.cycle is not None and turn.error is None:
             self._pump()
-
-    def _framing(self) -> tuple[bool, int]:
-        expects, length = False, 0
-        for name, value in self.headers:
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"expect" and value.lower() == b"100-continue":
-                expects = True
-        return expects, length
 
     def _head_too_large(self) -> bool:
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -375,6 +429,7 @@ class Protocol(HttpToolsProtocol):
         if turn is None:
             return
         turn.complete = True
+        self.whole = turn if turn.head is not None and turn.size == turn.length else None
         if turn.cycle is not None:
             turn.cycle.more_body = False
             turn.cycle.message_event.set()

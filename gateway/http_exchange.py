@@ -22,6 +22,8 @@ from repository.records import Signature
 COMPRESS_FROM = 1024
 """Answers shorter than this many bytes are not worth compressing."""
 
+COMPRESSIONS = frozenset({b"gzip", b"deflate"})
+JSON = b"content-type: application/json\r\n"
 _INFER_PREFIX = b"/v2/models/"
 _INFER_SUFFIX = b"/infer"
 
@@ -53,65 +55,66 @@ class Connection(Protocol):
     def answer(self, exchange: HttpExchange, status: int, headers: bytes, parts: list[Buffer]) -> None: ...
 
 
+class InferHead:
+    """What an infer request's path and headers say; shared by all requests of a connection whose heads are equal."""
+
+    __slots__ = ("accept", "content_type", "credential", "encoding", "header_length", "model", "version")
+
+    def __init__(self, target: tuple[str, str], fields: dict[bytes, bytes]) -> None:
+        self.model, self.version = target
+        self.credential = credential_from(fields.get(b"authorization"), fields.get(b"x-api-key"))
+        self.content_type = fields.get(b"content-type", b"").lower()
+        self.encoding = fields.get(b"content-encoding", b"")
+        self.accept = fields.get(b"accept-encoding", b"")
+        self.header_length = fields.get(b"inference-header-content-length")
+
+
 class HttpExchange(Exchange):
     """An infer request on a connection."""
 
-    __slots__ = ("accept", "body", "connection", "content_type", "encoding", "header_length")
+    __slots__ = ("body", "connection", "head")
 
-    def __init__(self, connection: Connection, model: str, version: str, headers: list[tuple[bytes, bytes]]) -> None:
-        authorization = api_key = None
-        self.encoding = self.accept = self.content_type = b""
-        self.header_length: bytes | None = None
-        for name, value in headers:
-            if name == b"authorization":
-                authorization = value
-            elif name == b"x-api-key":
-                api_key = value
-            elif name == b"content-type":
-                self.content_type = value
-            elif name == b"content-encoding":
-                self.encoding = value
-            elif name == b"accept-encoding":
-                self.accept = value
-            elif name == b"inference-header-content-length":
-                self.header_length = value
-        super().__init__(model, version, credential_from(authorization, api_key))
+    def __init__(self, connection: Connection, head: InferHead) -> None:
+        super().__init__(head.model, head.version, head.credential)
         self.connection = connection
+        self.head = head
         self.body: bytes | bytearray = b""
 
     def decode(self, signature: Signature) -> InferRequest:
-        if b"pickle" in self.content_type.lower():
+        head = self.head
+        body = self.body
+        if b"pickle" in head.content_type:
             raise UnsupportedMedia("pickles are not read: send JSON or binary tensor data")
         limits = self.connection.limits
-        body = self.body
-        if self.encoding:
-            body = rest.decompress(body, self.encoding.decode("latin-1"), limits.decoded_bytes)
-        return rest.decode(body, self._header_length(), signature, limits)
-
-    def _header_length(self) -> int | None:
-        text = self.header_length
-        if text is None:
-            return None
-        if not text.isdigit() or len(text) > 18:
-            raise InvalidRequest("Inference-Header-Content-Length must be a whole number of bytes")
-        return int(text)
+        if head.encoding:
+            body = rest.decompress(body, head.encoding.decode("latin-1"), limits.decoded_bytes)
+        return rest.decode(body, _length(head.header_length), signature, limits)
 
     def reply(self, response: InferResponse) -> None:
         parts, header_length = rest.render(response)
         if header_length is None:
-            headers = b"content-type: application/json\r\n"
+            headers = JSON
         else:
             headers = (
                 b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n" % header_length
             )
-        if self.accept in (b"gzip", b"deflate") and sum(map(len, parts)) >= COMPRESS_FROM:
-            parts = [rest.compress(b"".join(parts), self.accept.decode())]
-            headers += b"content-encoding: %b\r\n" % self.accept
+        accept = self.head.accept
+        if accept in COMPRESSIONS and sum(map(len, parts)) >= COMPRESS_FROM:
+            parts = [rest.compress(b"".join(parts), accept.decode())]
+            headers += b"content-encoding: %b\r\n" % accept
         self.connection.answer(self, 200, headers, parts)
 
     def fail(self, error: PenstockError) -> None:
         status, headers, body = render_error(error)
         self.connection.answer(self, status, headers, [body])
+
+
+def _length(text: bytes | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > 18:
+        raise InvalidRequest("Inference-Header-Content-Length must be a whole number of bytes")
+    return int(text)
 
 
 def render_error(error: PenstockError) -> tuple[int, bytes, bytes]:
@@ -120,7 +123,7 @@ def render_error(error: PenstockError) -> tuple[int, bytes, bytes]:
     content: dict[str, str] = {"error": error.message}
     if error.error_id:
         content["error_id"] = error.error_id
-    headers = b"content-type: application/json\r\n"
+    headers = JSON
     if error.retry_after is not None:
         headers += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after))
     if status == 401:

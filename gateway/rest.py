@@ -22,7 +22,7 @@ from gateway import metadata
 from gateway.codec import rest
 from gateway.dataplane import DataPlane
 from gateway.health import Health
-from gateway.http_exchange import HttpExchange
+from gateway.http_exchange import HttpExchange, InferHead
 from gateway.lifecycle import Lifecycle
 from gateway.routes import Routes
 from repository.watch import Watch
@@ -178,7 +178,7 @@ def _infer(api: APIRouter, plane: DataPlane, settings: Settings) -> None:
 
     async def infer(request: Request, model: str, version: str = "") -> Response:
         reply = _Reply(limits)
-        exchange = HttpExchange(reply, model, version, request.scope["headers"])
+        exchange = HttpExchange(reply, InferHead((model, version), dict(reversed(request.scope["headers"]))))
         allow_body(request, settings.max_body_bytes)
         exchange.body = await request.body()
         plane.infer(exchange)

@@ -27,11 +27,8 @@ def elements(shape: tuple[int, ...], tensor: str) -> int:
     """The product of `shape`. Raises InvalidRequest for a dimension below 0 or a product that no body can hold."""
     if len(shape) > MAX_RANK:
         raise InvalidRequest(f"tensor {tensor!r}: a shape of {len(shape)} dimensions; at most {MAX_RANK}")
-    for dimension in shape:
-        if dimension < 0:
-            raise InvalidRequest(f"tensor {tensor!r}: the shape {list(shape)} has a negative dimension")
-        if dimension > MAX_ELEMENTS:
-            raise InvalidRequest(f"tensor {tensor!r}: a dimension of {dimension} in its shape is too large")
+    if shape and min(shape) < 0:
+        raise InvalidRequest(f"tensor {tensor!r}: the shape {list(shape)} has a negative dimension")
     count = prod(shape)
     if count > MAX_ELEMENTS:
         raise InvalidRequest(f"tensor {tensor!r}: a shape of {count} elements; at most {MAX_ELEMENTS}")

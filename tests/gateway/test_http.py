@@ -155,6 +155,48 @@ async def test_pipelined_answers_keep_their_order() -> None:
         assert got == [b"1", b"0", b"2", b"3", b"3"]
 
 
+async def test_equal_heads_are_parsed_once_and_mean_the_same() -> None:
+    """A request whose head equals the last one is answered like it, and any difference is seen: the body, the length,
+    a header, a request cut in two or followed by another."""
+    async with running() as server:
+        wire = await server.wire()
+        for body in (b"aa", b"bb", b"cc"):
+            await wire.send(post(INFER, body))
+            assert (await wire.answer()).body.endswith(b'":2}}]}' + body)
+        (connection,) = server.plant.connections
+        assert connection.known is not None
+        await wire.send(post(INFER, b"ddd"))
+        assert (await wire.answer()).body.endswith(b"ddd")
+        await wire.send(post("/v2/models/n/infer", b"eee"))
+        assert b'"model_name":"n"' in (await wire.answer()).body
+        await wire.send(post(INFER, b"fff") + post(INFER, b"ggg"))
+        assert (await wire.answer()).body.endswith(b"fff")
+        assert (await wire.answer()).body.endswith(b"ggg")
+        for _ in range(2):
+            whole = post(INFER, b"hhh")
+            await wire.send(whole[:30])
+            await asyncio.sleep(0.01)
+            await wire.send(whole[30:])
+            assert (await wire.answer()).body.endswith(b"hhh")
+            assert connection.known is None
+        await wire.send(b"GET /a HTTP/1.1\r\nHost: t\r\n\r\n")
+        assert (await wire.answer()).body == b"GET /a 0"
+
+
+async def test_half_a_head_is_never_remembered() -> None:
+    """The end of a head and its body, sent once more, are no request."""
+    async with running() as server:
+        wire = await server.wire()
+        whole = post(INFER, b"abc")
+        await wire.send(whole[:30])
+        await asyncio.sleep(0.01)
+        await wire.send(whole[30:])
+        assert (await wire.answer()).status == 200
+        await wire.send(whole[30:])
+        assert (await wire.answer()).status == 400
+        assert await wire.closed()
+
+
 async def test_body_in_pieces_and_chunked() -> None:
     """A body may come in any pieces, or chunked; trailers are dropped."""
     async with running() as server:
