@@ -19,7 +19,7 @@ import structlog
 from core.errors import PenstockError
 from core.settings import Settings
 from repository.records import READY, UNAVAILABLE, Version
-from workers.life import Life
+from workers.life import LAST_WORDS_S, Life
 from workers.worker import Timed
 
 log = structlog.get_logger(__name__)
@@ -96,6 +96,11 @@ class Child:
         if self._process is not None:
             log.warning("child killed", model=self.version.key, pid=self.pid, cause=cause)
             self._process.kill(cause)
+
+    def disconnected(self) -> None:
+        """Its connection has ended: it is dying, or is made to if it does not within a moment."""
+        if self._process is not None:
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._process.kill, "it closed its connection")
 
     async def close(self, patience: float = 2.0) -> None:
         """End it for good: it has `patience` seconds (2 at most) to leave by itself."""

@@ -211,7 +211,7 @@ class Host:
             await held.endpoint.close(self._settings.drain_timeout_s)
         held.endpoint = None
         self._held.pop((version.model, version.version), None)
-        give_back()
+        await asyncio.to_thread(give_back)
         await self._states.say(version, UNAVAILABLE, reason, best_effort=True)
         log.info("version unloaded", model=version.key)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 
 import psutil
 
 
 def give_back() -> None:
-    """Collect what is unreachable, and have the C library return its free pages (glibc; elsewhere it decides)."""
-    gc.collect()
+    """Have the C library return its free pages (glibc; elsewhere it decides). Blocks for milliseconds, without the GIL.
+
+    No full garbage collection: dropped models come back by reference counts, and one stops every thread for half a
+    second where torch and scikit-learn are loaded.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -109,7 +109,10 @@ class Process:
         if self._link is link:
             self._link = None
             self._lose_all()
-            self._child.kill("its connection was lost")
+            self._child.disconnected()
+
+    def condemn(self) -> None:
+        self._child.kill("it spoke nonsense")
 
     def received(self, frame: memoryview) -> None:
         """One frame from the child. Raises ValueError for what it must not say."""
@@ -180,6 +183,7 @@ class _Link(asyncio.Protocol):
                 self._owner.received(frame)
         except ValueError as error:
             log.error("child spoke nonsense", child=repr(self._owner), error=str(error)[:200])
+            self._owner.condemn()
             assert self._transport is not None
             self._transport.abort()
 

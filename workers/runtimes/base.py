@@ -8,7 +8,9 @@ A runtime's libraries are imported when its first model is loaded, never before.
 
 from __future__ import annotations
 
+import gc
 import importlib
+import sys
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -54,8 +56,17 @@ def load(path: Path, version: Version, hint: Signature, threads: int, isolated: 
     """Load by format. `isolated`: whether this process may run the code that an artifact brings."""
     if version.carries_code and not isolated:
         raise Internal(f"{version.key} carries code and must run in a process of its own")
-    runtime = cast(Runtime, importlib.import_module(MODULES[version.format]))
-    return runtime.load(path, version, hint, threads)
+    return _runtime(MODULES[version.format]).load(path, version, hint, threads)
+
+
+def _runtime(name: str) -> Runtime:
+    """Imported at first use. Its libraries' objects, hundreds of thousands that never go, are then taken out of the
+    collector's sight: else each full collection would hold up the whole process for tenths of a second."""
+    new = name not in sys.modules
+    module = importlib.import_module(name)
+    if new:
+        gc.freeze()
+    return cast(Runtime, module)
 
 
 def writable(array: Array) -> Array:
