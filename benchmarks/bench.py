@@ -6,6 +6,7 @@ python -m benchmarks.bench [--only PART,PART] [--quick] [--to FOLDER]
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import traceback
@@ -34,10 +35,11 @@ def main(arguments: list[str]) -> int:
     asked = _parse(arguments)
     plan = QUICK if asked.quick else Plan()
     rows = []
+    load_before = os.getloadavg()[0]
     for part in asked.only:
         print(f"{part} …", flush=True)
         rows += measured(part, plan)
-    told = report.result(rows, generators(), plan.quick)
+    told = report.result(rows, generators(), load_before, plan.quick)
     path = report.save(told, asked.to)
     print(report.table(told))
     print(f"kept in {path} and beside it")

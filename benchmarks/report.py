@@ -21,6 +21,7 @@ from benchmarks.rows import Row
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+BUSY = 0.5
 SHOWN = re.compile(r"(?P<head><!-- result: (?P<name>\S+) -->\n).*?(?P<foot><!-- end of the result -->)", re.DOTALL)
 """Where a page shows a result, and which."""
 
@@ -30,17 +31,20 @@ class Result(msgspec.Struct, kw_only=True):
     commit: str
     machine: dict[str, str]
     generators: dict[str, str]
+    load_before: float
+    """Runnable processes of others, the mean of the minute before: near 0 on a machine that measures only."""
     quick: bool
     rows: list[Row]
 
 
-def result(rows: list[Row], generators: dict[str, str], quick: bool) -> Result:
+def result(rows: list[Row], generators: dict[str, str], load_before: float, quick: bool) -> Result:
     now = datetime.datetime.now(datetime.UTC)
     return Result(
         date=now.isoformat(timespec="seconds"),
         commit=_commit(),
         machine=_machine(),
         generators=generators,
+        load_before=round(load_before, 2),
         quick=quick,
         rows=rows,
     )
@@ -49,7 +53,7 @@ def result(rows: list[Row], generators: dict[str, str], quick: bool) -> Result:
 def save(told: Result, folder: Path = RESULTS) -> Path:
     """RESULT.json, .md and .png, named by date and commit; returns the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{told.date[:10]}-{told.commit[:9]}{'-quick' if told.quick else ''}.json"
+    path = folder / f"{told.date[:10]}-{told.commit}{'-quick' if told.quick else ''}.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
     path.with_suffix(".md").write_text(table(told))
     plot(told, path.with_suffix(".png"))
@@ -71,7 +75,8 @@ def load(path: Path) -> Result:
 
 def table(told: Result) -> str:
     lines = [
-        f"Measured {told.date[:10]} at commit `{told.commit[:9]}` on {_where(told)}; load by {_by(told)}.",
+        f"Measured {told.date[:10]} at commit `{told.commit}` on {_where(told)}; load by {_by(told)}.",
+        *_caveats(told),
         "",
         "| what | measured | goal | met | rounds |",
         "|---|---|---|---|---|",
@@ -85,6 +90,17 @@ def _line(row: Row) -> str:
     value = f"void: {row.void}" if row.void else f"{_number(row.value)} {row.unit}"
     details = "; ".join(f"{name} {_number(value)}" for name, value in row.details.items())
     return f"| {row.what}{f' ({details})' if details else ''} | {value} | {row.goal} | {met} | {spread} |"
+
+
+def _caveats(told: Result) -> list[str]:
+    caveats = []
+    if told.quick:
+        caveats.append("A quick run: not to be quoted.")
+    if told.load_before > BUSY:
+        caveats.append(
+            f"The machine was busy with other work (load {told.load_before:g} before): repeat it on a quiet one."
+        )
+    return caveats
 
 
 def _number(value: float) -> str:

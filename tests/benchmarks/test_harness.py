@@ -165,11 +165,12 @@ def test_a_comparison_gives_throughput_and_latency_as_ratios(unit: Echo) -> None
 def test_a_result_says_where_and_when(tmp_path: Path) -> None:
     """Kept as JSON, table and plot; the JSON read back is the same result."""
     row = Row(part="p", what="W", value=2.0, unit="echoes", at_least=1.5, rounds=[1.9, 2.0, 2.1], details={"p50 ms": 1})
-    told = report.result([row], {"http": "wrk", "grpc": "ghz"}, quick=True)
+    told = report.result([row], {"http": "wrk", "grpc": "ghz"}, load_before=3.2, quick=True)
     path = report.save(told, tmp_path)
     assert report.load(path) == told
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md", ".png"}
     assert "| W (p50 ms 1) | 2 echoes | ≥ 1.5 | yes | 1.9 – 2.1 |" in report.table(told)
+    assert "busy with other work (load 3.2 before)" in report.table(told)
     assert {"cpu", "cores", "memory", "kernel", "python"} == set(told.machine)
 
 
