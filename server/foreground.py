@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -63,6 +64,7 @@ async def _start(server: Embedded, display: Display) -> None:
     except BaseException:
         await server.stop()
         raise
+    gc.freeze()  # what stands now stays: full collections need not look at it again
     server.health.set(True)
 
 

@@ -1,0 +1,53 @@
+"""The shared server, and what every test from outside needs of it: an SDK client, keys, models of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import penstock
+import pytest
+from penstock.client import Client
+
+from tests.e2e.artifacts import ELEMENTS, PYTHON, SIGNATURES, identity
+from tests.running import RunningServer
+
+
+@pytest.fixture(scope="session")
+def ps(running_server: RunningServer) -> Iterator[Client]:
+    """The SDK with the server's first key."""
+    with penstock.connect(running_server.url, api_key=running_server.api_key) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `models.py`, the classes to push, and an ONNX identity for each datatype."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    (folder / "models.py").write_text(PYTHON)
+    for datatype in ELEMENTS:
+        (folder / f"identity-{datatype.lower()}.onnx").write_bytes(identity(datatype))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def identities(ps: Client, files: Path) -> dict[str, str]:
+    """Datatype → the name of a model that answers what it is given."""
+    names = {datatype: f"identity-{datatype.lower()}" for datatype in ELEMENTS}
+    for name in names.values():
+        ps.push(files / f"{name}.onnx", name)
+    return names
+
+
+@pytest.fixture(scope="session")
+def classes(ps: Client, files: Path) -> dict[str, str]:
+    """Class of `models.py` → the name of the model made of it."""
+    names = {"Parameters": "parameters", "Passthrough": "passthrough"}
+    for entry, name in names.items():
+        push_class(ps, files, entry, name)
+    return names
+
+
+def push_class(ps: Client, files: Path, entry: str, name: str, **options: Any) -> dict[str, Any]:
+    return ps.push(f"{files / 'models.py'}:{entry}", name, signature=SIGNATURES[entry], allow_code=True, **options)
