@@ -83,14 +83,14 @@ def _lost(array: Array, cast: Array) -> Any:
         return np.isfinite(array) & ~np.isfinite(cast)
     changed = cast.astype(array.dtype) != array
     if is_float(array):
-        return changed | _out_of(cast.dtype, array)
+        return changed | out_of(cast.dtype, array)
     if is_float(cast):
-        return changed | _out_of(array.dtype, cast)
+        return changed | out_of(array.dtype, cast)
     return changed | ((array < 0) != (cast < 0))
 
 
-def _out_of(integers: np.dtype[Any], floats: Array) -> Any:
-    """Where a float is none of these integers, whose conversion would be whatever the machine makes of it."""
+def out_of(integers: np.dtype[Any], floats: Array) -> Any:
+    """Where a float is none of these integers: some machines make the nearest one of it, others the smallest."""
     values = floats.astype(np.float64)
     info = np.iinfo(np.int8 if integers.kind == "b" else integers)
     # The largest integer of 64 bits is no float; the first float that is too large is one more.

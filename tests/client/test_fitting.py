@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from penstock.errors import InvalidInput
-from penstock.fitting import fit, inputs_for
+from penstock.fitting import fit, inputs_for, out_of
 from penstock.wire import FIXED
 
 ONE = [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
@@ -45,6 +45,7 @@ LOST: list[tuple[Any, str, str]] = [
     ([1e300], "FP32", "1e"),
     ([70000.0], "FP16", "70000"),
     ([2**24 + 1], "FP32", "16777217"),
+    ([-(2**63)], "FP16", "-92233"),
     ([2], "BOOL", "2"),
     ([0.5], "BOOL", "0.5"),
 ]
@@ -83,6 +84,25 @@ def test_a_float_becomes_the_same_integer_or_none(value: float, datatype: str) -
     except InvalidInput:
         return
     assert int(found[0]) == value
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "outside"),
+    [
+        ("i8", 2.0**63, True),
+        ("i8", -(2.0**63), False),
+        ("u8", 2.0**64, True),
+        ("u8", 2.0**63, False),
+        ("u8", -1.0, True),
+        ("i1", 127.0, False),
+        ("i1", 128.0, True),
+        ("i4", float("nan"), True),
+        ("i4", float("-inf"), True),
+    ],
+)
+def test_the_range_of_integers_is_that_of_no_machine(code: str, value: float, outside: bool) -> None:
+    """Converting beyond it gives the nearest integer on some machines, so it is never left to them."""
+    assert bool(out_of(np.dtype(code), np.array([value]))[0]) is outside
 
 
 @pytest.mark.parametrize(
