@@ -9,6 +9,7 @@ One input of two dimensions. Outputs, those that the estimator offers:
 
 from __future__ import annotations
 
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -44,15 +45,20 @@ def load(path: Path, version: Version, hint: Signature, threads: int) -> Sklearn
     try:
         untrusted = skops.get_untrusted_types(file=path)
         if untrusted:
-            raise InvalidRequest(f"the artifact holds types that are not trusted: {', '.join(untrusted)[:1000]}")
+            raise InvalidRequest(_distrust(untrusted))
         estimator = skops.load(path, trusted=[])
     except InvalidRequest:
         raise
     except BaseException as error:
         log.warning("skops refuses", exc_info=error)
         raise InvalidRequest(f"the artifact is no skops file that can be loaded ({type(error).__name__})") from error
-    threadpoolctl.threadpool_limits(threads)
-    return SklearnModel(_fitted(estimator), hint)
+    return SklearnModel(_fitted(estimator), hint, threads)
+
+
+def _distrust(types: list[str]) -> str:
+    """Trees are among them: their nodes are indices into memory, which nothing checks."""
+    advice = "; convert trees and forests to ONNX" if any(name.startswith("sklearn.tree.") for name in types) else ""
+    return f"the artifact holds types that are not trusted: {', '.join(types)[:1000]}{advice}"
 
 
 def check_archive(path: Path) -> None:
@@ -90,7 +96,9 @@ def _fitted(estimator: Any) -> Any:
 class SklearnModel:
     """Every output is computed by the estimator's method of the same name; only those that were declared, if any."""
 
-    def __init__(self, estimator: Any, hint: Signature) -> None:
+    def __init__(self, estimator: Any, hint: Signature, threads: int) -> None:
+        self._threads = threads
+        self._limited = threading.local()
         spec = _input(estimator, hint)
         offered = _methods(estimator)
         names = [o.name for o in hint.outputs if o.name in offered] or list(offered)
@@ -100,6 +108,8 @@ class SklearnModel:
         self.signature = Signature((spec,), () if None in outputs else tuple(o for o in outputs if o is not None))
 
     def run(self, inputs: Arrays, parameters: dict[str, Scalar]) -> Arrays:
+        if not hasattr(self._limited, "by"):  # OpenMP keeps its number of threads by thread
+            self._limited.by = threadpoolctl.threadpool_limits(self._threads)
         rows = writable(inputs[self._input])
         return {name: _plain(method(rows)) for name, method in self._methods.items()}
 

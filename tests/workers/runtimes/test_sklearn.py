@@ -14,6 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
@@ -88,7 +89,7 @@ def test_the_hint_names_the_input_and_chooses_outputs(tmp_path: Path) -> None:
 
 def test_parallel_estimators_are_made_serial(tmp_path: Path) -> None:
     """Starting threads for each prediction costs more than it gives: requests are what runs in parallel."""
-    model = opened(tmp_path, RandomForestClassifier(5, n_jobs=4).fit(X, Y))
+    model = opened(tmp_path, KNeighborsClassifier(algorithm="brute", n_jobs=4).fit(X, Y))
     estimator = model._methods["predict"].__self__  # type: ignore[attr-defined]
     assert estimator.n_jobs == 1
 
@@ -96,6 +97,12 @@ def test_parallel_estimators_are_made_serial(tmp_path: Path) -> None:
 def test_untrusted_types_are_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"not trusted: .*json\.loads"):
         opened(tmp_path, FunctionTransformer(json.loads).fit(X))
+
+
+def test_trees_are_not_trusted_and_the_refusal_says_what_to_do(tmp_path: Path) -> None:
+    """Their nodes are unchecked indices: a made-up tree would read memory that is not its own."""
+    with pytest.raises(InvalidRequest, match="ONNX"):
+        opened(tmp_path, RandomForestClassifier(2).fit(X, Y))
 
 
 def test_an_estimator_that_was_not_fitted_is_refused(tmp_path: Path) -> None:
