@@ -198,7 +198,7 @@ def test_lists_for_programs(shell: Shell, configured: FakeServer) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("models list", ("MODEL", "digits", "2 of 2", "READY", "onnx_onnxv1", "champion → 1", "team")),
+        ("models list", ("MODEL", "KEPT", "digits", "READY", "onnx_onnxv1", "champion → 1", "team")),
         ("models show digits", ("digits", "champion → 1", "FP32 [-1, 8, 8]", "labels no, yes", "stage", "1.2 kB")),
         ("models show digits --version 1", ("READY", "abab", "32")),
         ("models architectures", ("mlp", "layers")),

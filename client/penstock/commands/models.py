@@ -24,7 +24,7 @@ def list_models(json: Json = False) -> None:
     if json:
         as_json(found)
         return
-    heads = ("MODEL", "VERSION", "STATE", "PLATFORM", "ALIASES", "OWNER")
+    heads = ("MODEL", "NEWEST", "STATE", "KEPT", "PLATFORM", "ALIASES", "OWNER")
     table(heads, map(_row, found), "no models yet: `penstock push PATH --name NAME` brings one")
 
 
@@ -32,9 +32,8 @@ def _row(model: dict[str, Any]) -> tuple[str, ...]:
     versions = model["versions"]
     newest = versions[0] if versions else {}
     aliases = ", ".join(f"{alias} → {version}" for alias, version in sorted(model["aliases"].items()))
-    count = f" of {len(versions)}" if len(versions) > 1 else ""
-    number = f"{newest.get('version', '')}{count}"
-    return model["name"], number, newest.get("state", ""), newest.get("platform", ""), aliases, model["owner"]
+    number, kept = str(newest.get("version", "")), str(len(versions))
+    return model["name"], number, newest.get("state", ""), kept, newest.get("platform", ""), aliases, model["owner"]
 
 
 @app.command()
