@@ -19,7 +19,7 @@ from core.identity import DEPLOY, Principal
 from core.settings import Settings
 from core.web import allow_body, principal, require
 from gateway import metadata
-from gateway.codec import rest
+from gateway.codec import parameters, rest
 from gateway.dataplane import DataPlane
 from gateway.health import Health
 from gateway.http_exchange import HttpExchange, InferHead
@@ -134,7 +134,7 @@ def _repository(api: APIRouter, watch: Watch, commands: Lifecycle) -> None:
     @api.post("/repository/models/{model}/load", tags=["repository"], summary="Load a model; answers when it is done")
     async def load(caller: Deployer, model: str, request: Request) -> Response:
         caller.require(DEPLOY, model)
-        check_load_parameters((await _json_object(request)).get("parameters"))
+        parameters.check_load(_parameters(await _json_object(request)))
         await commands.load(model)
         return Answer({})
 
@@ -146,17 +146,11 @@ def _repository(api: APIRouter, watch: Watch, commands: Lifecycle) -> None:
         return Answer({})
 
 
-def check_load_parameters(parameters: Any) -> None:
-    """Raise InvalidRequest for what only a push can do."""
-    if parameters is None:
-        return
-    if not isinstance(parameters, dict):
+def _parameters(content: dict[str, Any]) -> dict[str, Any]:
+    found = content.get("parameters")
+    if not isinstance(found, dict | None):
         raise InvalidRequest("'parameters' must be an object")
-    for name in parameters:
-        if name == "config" or name.startswith("file:"):
-            raise InvalidRequest(
-                f"the load parameter {name[:64]!r} is not taken: versions are immutable; make one with `penstock push`"
-            )
+    return found or {}
 
 
 async def _json_object(request: Request) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from core.errors import InvalidRequest, NotFound, NotReady
 from core.identity import Principal
-from core.names import CHAMPION, NAME
+from core.names import CHAMPION, NAME, VERSION
 from gateway.fit import Mould
 from repository.records import LOADING, Alias, Version
 
@@ -90,7 +90,7 @@ class Table:
             raise NotFound(f"unknown model {model!r}")
         if version == "":
             return self._default(model)
-        number = int(version) if version.isdecimal() and len(version) < 19 else self._aliases.get((model, version))
+        number = int(version) if VERSION.match(version) else self._aliases.get((model, version))
         if number not in numbers:
             raise NotFound(f"model {model!r} has no version or alias {version[:128]!r}")
         return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import zlib
 from math import prod
@@ -277,10 +278,8 @@ def test_raw_binary_that_cannot_be(signature: Signature) -> None:
 @given(st.binary(max_size=200), st.sampled_from([None, 0, 1, 50]))
 def test_any_bytes_are_a_request_or_an_error(body: bytes, header_length: int | None) -> None:
     """No body raises anything but an error with a meaning."""
-    try:
+    with contextlib.suppress(PenstockError):
         decode(body, header_length, spec((-1, 4)))
-    except PenstockError:
-        pass
 
 
 def test_encodings() -> None:
