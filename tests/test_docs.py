@@ -1,7 +1,7 @@
 """What is documented is run: every sh, console and python block of README.md and docs/ against a live server.
 
-A document is run from top to bottom in a folder that holds nothing but `.venv`; its python blocks share one
-interpreter's names. Comments in the Markdown, invisible to readers, say what else there is to do:
+A document is run from top to bottom in a folder that holds nothing but `.venv` and `.penstock`; its python
+blocks share one interpreter's names. Comments in the Markdown, invisible to readers, say what else there is to do:
 
     <!-- not run: reason -->      before a block that cannot be run here
     <!-- file: models.py -->      before a block that is a file's content: written, not run
@@ -127,6 +127,7 @@ def test_every_command_of_a_document_works(
     """Whoever types a document's commands in order gets what it says."""
     reader = Reader(tmp_path, running_server.environment, _documented_addresses(running_server))
     (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / ".penstock").symlink_to(running_server.home)
     monkeypatch.chdir(tmp_path)
     for name, value in running_server.environment.items():
         monkeypatch.setitem(os.environ, name, value)
