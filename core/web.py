@@ -1,7 +1,7 @@
 """What every HTTP application of ours shares: who may come in, how much they may send, how errors look.
 
 `Guard` stands in front of an ASGI application and asks for a credential on every path, known or not, but the public
-ones. It decides by the decoded path alone, compared exactly, so no spelling of a path is more public than another.
+ones, read by GET. It compares the decoded path exactly, so no spelling of a path is more public than another.
 Behind it, `install_errors` gives every answer that is an error the one form `{"error": message}`.
 """
 
@@ -43,7 +43,7 @@ TOLD = 5
 
 
 class Guard:
-    """ASGI middleware: `scope["state"]["principal"]` is who asks, None on the `public` paths.
+    """ASGI middleware: `scope["state"]["principal"]` is who asks, None where a `public` path is read (GET).
 
     `max_body` in bytes and `max_depth` in levels of JSON hold for every route that does not say otherwise.
     """
@@ -78,7 +78,7 @@ class Guard:
         await _answered(self._app, _with_state(scope, principal=principal, body=body), body, send)
 
     def _principal(self, scope: Scope) -> Principal | None:
-        if scope["type"] == "http" and scope["path"] in self._public:
+        if scope["type"] == "http" and scope["method"] == "GET" and scope["path"] in self._public:
             return None
         headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
@@ -133,16 +133,18 @@ class Body:
         self._nesting = None
 
     async def __call__(self) -> Message:
-        if max(self._declared, self._received) > self.limit:
-            raise TooLarge(f"the body exceeds {self.limit} bytes")
+        self._check(self._declared)
         message = await self._receive()
         piece = message.get("body", b"")
         self._received += len(piece)
-        if self._received > self.limit:
-            raise TooLarge(f"the body exceeds {self.limit} bytes")
+        self._check(self._received)
         if self._nesting is not None:
             self._nesting.feed(piece)
         return message
+
+    def _check(self, size: int) -> None:
+        if size > self.limit:
+            raise TooLarge(f"the body exceeds {self.limit} bytes")
 
 
 def _declared(scope: Scope) -> int:

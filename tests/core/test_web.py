@@ -166,7 +166,9 @@ async def test_without_a_credential_every_other_path_is_401(path: str, method: s
 
 
 async def test_the_public_path_needs_none() -> None:
-    """With a wrong credential it is public still."""
+    """With a wrong credential it is public still; for reading only."""
+    for method in ("HEAD", "OPTIONS", "POST", "DELETE", "get"):
+        assert (await asked("/v2/health/live", method))[0] == 401
     for headers in ((), ((b"authorization", b"Bearer wrong"),)):
         status, _, body = await asked("/v2/health/live", headers=headers)
         assert (status, body) == (200, {"live": True})
@@ -384,7 +386,7 @@ async def test_an_answer_that_breaks_off_is_logged_and_not_answered_twice() -> N
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope: dict[str, Any] = {"type": "http", "path": "/begun", "headers": []}
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/begun", "headers": []}
     with capture_logs() as logs:
         await Guard(broken, Verifier(), frozenset({"/begun"}))(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
     assert [message["type"] for message in sent] == ["http.response.start"]

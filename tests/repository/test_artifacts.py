@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -295,6 +296,24 @@ async def test_a_sweep_during_many_puts_breaks_none(kept: FileArtifacts) -> None
     done = True
     await sweeper
     assert await kept.digests() == sorted(map(sha, contents))
+
+
+async def test_a_file_swept_before_it_was_locked_is_made_anew(
+    kept: FileArtifacts, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one moment at which a living writer holds no lock yet."""
+    lock, swept = fcntl.flock, 0
+
+    def late(file: int, operation: int) -> None:
+        nonlocal swept
+        if operation == fcntl.LOCK_EX and not swept:
+            swept = files._sweep(folder)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    digest, _ = await kept.put(chunks(b"one"), MANY)
+    assert swept == 1
+    assert (await kept.fetch(digest)).read_bytes() == b"one"
 
 
 async def test_a_deletion_that_crashed_is_undone_by_the_sweep(
