@@ -94,11 +94,11 @@ class Batcher:
             raise again(self._closed)
         now = time.monotonic_ns()
         pushed = self.admission.check(entry, now)
+        if pushed is not None:
+            self._refuse(pushed, self.admission.full())
         self.policy.add(entry)
         if not self._scheduled:
             self._schedule()
-        if pushed is not None:
-            self._refuse(pushed, self.admission.full())
 
     def cancel(self, entry: Entry) -> None:
         """The caller has gone: its entry leaves the queue, or is dropped from the batch it is aboard of."""

@@ -11,9 +11,9 @@ below saturation it only adds latency.
    batch and equal weights: a tenant stays in front until it has put a quantum of rows into batches.
 3. Within a tenant the earliest deadline goes first. Its key becomes the batch's key: a key cannot starve another,
    since each deadline comes to the head in its turn.
-4. The batch is filled with entries of that key: of the leader while its balance lasts, then of the tenants that
-   follow, then of the lower priorities; it passes by at most `LOOK` tenants in each. A tenant that has none, or none
-   that fits, keeps its place. Room that is then left goes to anybody, on credit of their next turn.
+4. The batch is filled with entries of that key: of the leader, then of the tenants that follow, each while its
+   balance lasts; room that is then left goes to anybody, on credit of their next turns; and then to the lower
+   priorities. At most `LOOK` tenants are asked in each, and all keep their places.
    Hence, where all requests have one key and the small ones fill up what the large leave, no backlogged tenant lags
    behind another by more than a quantum and a request. Where a tenant's requests cannot share a batch (two halves
    and a bit), others use the room that it leaves: it loses nothing by that.
@@ -175,14 +175,11 @@ class Policy:
             if lane.heap[0][0] - now < self.estimate.floor(entry.rows):
                 expired.append(self.queue.pop(lane))
             elif entry.rows > tenant.balance:
-                self._end_turn(tenant)
+                tenant.balance += self.queue.capacity
                 rotation.rotate(-1)
             else:
                 return Formed(lane.key, now, self.queue.capacity)
         return None
-
-    def _end_turn(self, tenant: Tenant) -> None:
-        tenant.balance += self.queue.capacity
 
     def _fill(self, batch: Formed, level: Level, expired: list[Entry]) -> None:
         passed = self._by_turns(batch, level, expired)
@@ -191,21 +188,15 @@ class Policy:
         level.rotation.extendleft(reversed(passed))
 
     def _by_turns(self, batch: Formed, level: Level, expired: list[Entry]) -> list[Tenant]:
-        """Tenants in their order, each by its balance; one in front that has spent it goes to the back.
-
-        Returns those that the batch passed by, who keep their places: they are still in front of the rotation.
-        """
+        """Tenants in their order, each by its balance. Returns them: they are to be put back where they stood."""
         rotation = level.rotation
         passed: list[Tenant] = []
         while rotation and batch.rows < batch.room and len(passed) < LOOK:
             tenant = rotation.popleft()
+            passed.append(tenant)
             lane = tenant.lanes.get(batch.key)
-            spent = lane is not None and self._board(batch, lane, tenant, tenant.balance, expired)
-            if spent and not passed:
-                self._end_turn(tenant)
-                rotation.append(tenant)
-            else:
-                passed.append(tenant)
+            if lane is not None:
+                self._board(batch, lane, tenant, tenant.balance, expired)
         return passed
 
     def _in_spare_room(self, batch: Formed, passed: list[Tenant], expired: list[Entry]) -> None:
@@ -216,10 +207,10 @@ class Policy:
                 self._board(batch, lane, tenant, self.queue.capacity, expired)
                 tenant.balance = max(tenant.balance, -self.queue.capacity)
 
-    def _board(self, batch: Formed, lane: Lane, tenant: Tenant, balance: int, expired: list[Entry]) -> bool:
-        """Move entries from a lane aboard while they fit. True: it was `balance`, in rows, that ended it."""
+    def _board(self, batch: Formed, lane: Lane, tenant: Tenant, balance: int, expired: list[Entry]) -> None:
+        """Move entries from a lane aboard while they fit, and `balance` rows last."""
         queue, heap, entries = self.queue, lane.heap, batch.entries
-        spent, boarded, taken = False, 0, 0
+        boarded, taken = 0, 0
         while heap:
             due, _, entry = heap[0]
             rows = entry.rows
@@ -227,7 +218,6 @@ class Policy:
                 queue.head(lane)
                 continue
             if rows > balance - taken:
-                spent = True
                 break
             if due < batch.deadline:
                 if due - batch.dispatched < self.estimate.floor(rows):
@@ -255,7 +245,6 @@ class Policy:
             taken += rows
         if taken:
             queue.boarded(tenant, boarded, taken, batch.dispatched)
-        return spent
 
     def _tighten(self, batch: Formed, entry: Entry, due: int) -> bool:
         """Whether a candidate may join those aboard; if so, its deadline limits the batch from now on.

@@ -158,6 +158,16 @@ def test_goodput_holds_under_overload_and_the_accepted_are_in_time(model: Model,
         assert done.late.total() <= 0.01 * (done.good.total() + done.late.total())
 
 
+@pytest.mark.parametrize("model", MODELS[:3])
+def test_deadlines_of_two_batches_and_a_half_cost_goodput_and_not_promises(model: Model) -> None:
+    """With two batches in flight ahead that is tight: ≥ 90 % of the knee, and still ≤ 1 % of the accepted late."""
+    full = model.mean(model.max_batch) / MS
+    for load in (1.5, 3, 10):
+        done = Simulation(model, [Source("a", load * model.knee, 2.5 * full)], seed=3).run(90 * full / 1000)
+        assert done.goodput >= 0.9 * model.knee
+        assert done.late.total() <= 0.01 * (done.good.total() + done.late.total())
+
+
 def test_below_the_knee_nobody_is_refused() -> None:
     """At 80 % of the knee, with room for a few batches, every request is answered in time."""
     model = Model(2, 0.5)

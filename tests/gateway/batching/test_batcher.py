@@ -298,6 +298,16 @@ async def test_a_deadline_passes_in_the_queue_and_aboard_alike() -> None:
     assert patient.outcomes == [patient.sent]
 
 
+async def test_a_deadline_passes_aboard_though_nothing_waits() -> None:
+    """The timer stands for what is in flight too."""
+    transport = Scripted()
+    subject = batcher(transport)
+    subject.submit(caller := Caller(1, within_ms=20))
+    await until(lambda: bool(caller.outcomes))
+    assert [type(outcome) for outcome in caller.outcomes] == [DeadlineExceeded]
+    assert len(transport.waiting) == 1
+
+
 async def test_a_shorter_deadline_moves_the_one_timer_forward() -> None:
     """It stands at the earliest deadline, whatever came first."""
     transport = Scripted()

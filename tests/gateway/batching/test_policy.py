@@ -223,7 +223,7 @@ def lags(max_batch: int, tenants: list[str], rows: Callable[[random.Random], int
     chance = random.Random(seed)
     subject, served, waiting = policy(max_batch), Counter[str](), Counter[str]()
     worst, largest = 0.0, 0
-    for _ in range(400):
+    for _ in range(1500):
         for tenant in tenants:
             while waiting[tenant] < 3 * max_batch:
                 new = entry(rows(chance), tenant=tenant, within=chance.choice([0, 10**12, 2 * 10**12]))
@@ -237,7 +237,7 @@ def lags(max_batch: int, tenants: list[str], rows: Callable[[random.Random], int
     return worst, largest
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("mixed", [False, True])
 def test_no_backlogged_tenant_lags_by_more_than_a_quantum_and_a_request(mixed: bool, seed: int) -> None:
     """Deficit round robin: the lag is bounded for ever, not a share of what was served, whatever sizes are sent."""
@@ -314,6 +314,20 @@ def test_the_tightest_gives_way_where_it_would_cost_others_their_deadlines() -> 
     assert decision.expired == [tight]
     assert decision.batch is not None
     assert decision.batch.rows == 7
+
+
+def test_nobody_gives_way_in_vain() -> None:
+    """A higher priority aboard leaves no room for the three rows anyhow: the tight one of their priority stays."""
+    subject = policy(8, fixed_ms=2, row_ms=1)
+    aboard = [entry(within=6 * MS, priority=1), entry(within=5 * MS), entry(within=7 * MS)]
+    kept_out = entry(3, within=7 * MS)
+    for new in [*aboard, kept_out]:
+        subject.add(new)
+    decision = subject.decide(0, 1)
+    assert decision.expired == []
+    assert decision.batch is not None
+    assert decision.batch.entries == aboard
+    assert decision.batch.reason == DEADLINE
 
 
 def test_what_cannot_be_kept_is_given_up_before_any_work() -> None:
