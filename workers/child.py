@@ -120,11 +120,14 @@ class Child:
         return started.note
 
     async def _connect(self) -> None:
-        if self._protocol is None or self._process is None or self._link is not None:
+        life = self._process
+        if self._protocol is None or life is None or self._link is not None:
             return
-        loop = asyncio.get_running_loop()
-        link, _ = await loop.create_unix_connection(self._protocol, sock=self._process.hand_over())
-        self._link = cast(asyncio.WriteTransport, link)
+        link, _ = await asyncio.get_running_loop().create_unix_connection(self._protocol, sock=life.hand_over())
+        if life is self._process:
+            self._link = cast(asyncio.WriteTransport, link)
+        else:
+            link.close()
 
     async def _keep(self) -> None:
         """Wait for its death and start it again, for ever."""

@@ -29,6 +29,7 @@ from repository.wanted import wanted
 from repository.watch import Watch
 from workers import plan
 from workers.child import Child
+from workers.folder import sweep
 from workers.memory import give_back
 from workers.prepare import prepare
 from workers.states import States
@@ -85,6 +86,7 @@ class Host:
 
     async def start(self) -> None:
         """Follow the catalog from now on; returns at once."""
+        await asyncio.to_thread(sweep)
         self._watch.subscribe(self._look)
         self._follower = asyncio.create_task(self._follow())
 

@@ -10,12 +10,10 @@ import asyncio
 import contextlib
 import itertools
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -24,6 +22,7 @@ import structlog
 from core.errors import InvalidRequest, ModelFailed
 from core.settings import Settings
 from repository.records import Version
+from workers.folder import Folder
 from workers.memory import resident
 from workers.printed import Printed
 from workers.starting import MAX_ANSWER, Refused, Start, Started, decode_answer, encode
@@ -51,7 +50,7 @@ class Life:
         self._cause = ""
         self._watch: asyncio.Task[None] | None = None
         self._handed_over = False
-        self._folder = Path(tempfile.mkdtemp(prefix="penstock-"))
+        self._folder = Folder(self._uid)
         self.connection, self._other = socket.socketpair()
         self.connection.setblocking(False)
 
@@ -101,23 +100,19 @@ class Life:
         if self._watch is not None:
             await asyncio.wait((self._watch,), timeout=1.0)
             self._watch.cancel()
-        await asyncio.to_thread(shutil.rmtree, self._folder, True)
+        await asyncio.to_thread(self._folder.remove)
 
     # --- starting -------------------------------------------------------------------------------------------------
 
     def _furnish(self, artifact: Path, example: bytes | None) -> Start:
         """Copy what it needs into its folder, readable by it alone."""
-        copy, sample = self._folder / "artifact", self._folder / "example"
-        shutil.copyfile(artifact, copy)
-        sample.write_bytes(example or b"")
-        for path in (copy, sample, self._folder):
-            path.chmod(0o700 if path is self._folder else 0o400)
-            if self._uid:
-                os.chown(path, self._uid, self._uid)
+        copy = self._folder.copy(artifact, "artifact")
+        sample = "" if example is None else str(self._folder.write("example", example))
+        self._folder.hand_over()
         return Start(
             self.version,
             str(copy),
-            str(sample) if example is not None else "",
+            sample,
             self._settings.threads,
             self._settings.default_max_batch,
             self._max_reply,
@@ -135,8 +130,8 @@ class Life:
                 stdin=subprocess.DEVNULL,
                 stdout=write,
                 stderr=write,
-                cwd=self._folder,
-                env=environment(self._folder, self._settings.threads),
+                cwd=self._folder.path,
+                env=environment(self._folder.path, self._settings.threads),
                 pass_fds=(descriptor,),
                 start_new_session=True,
             )

@@ -11,6 +11,7 @@ with a deque and a condition, 24 µs through `ThreadPoolExecutor.submit`, 46 µs
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from core.errors import DeadlineExceeded, Unavailable, WorkerLost
+from core.errors import DeadlineExceeded, Internal, Unavailable, WorkerLost
 from repository.records import Version
 from workers.coalesce import choose, join, pick
 from workers.execution import Result, Runner, Stages
@@ -137,7 +138,7 @@ class Worker:
             jobs = [queued[at] for at in chosen]
             for at in reversed(chosen):
                 del queued[at]
-            self._hand_over(self._run(jobs))
+            self._hand_over(self._answers(jobs))
         self._runner.close()
 
     def _gather(self, queued: list[_Job]) -> bool:
@@ -149,6 +150,16 @@ class Worker:
                 return bool(queued)
             queued.append(job)
         return True
+
+    def _answers(self, jobs: list[_Job]) -> list[tuple[_Job, Reply]]:
+        """What `_run` answers; should it have a defect, its callers hear of it and the thread lives on."""
+        try:
+            return self._run(jobs)
+        except BaseException as error:
+            error_id = secrets.token_hex(8)
+            log.error("worker failed", model=self.version.key, error_id=error_id, exc_info=error)
+            failure = failure_of(Internal("the worker failed on this batch", error_id=error_id))
+            return [(job, Reply(job.batch.id, [failure] * len(job.batch.members), Timing())) for job in jobs]
 
     def _run(self, jobs: list[_Job]) -> list[tuple[_Job, Reply]]:
         started = self._clock()

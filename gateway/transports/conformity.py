@@ -9,6 +9,8 @@ from core.errors import PenstockError
 from repository.records import TensorSpec, Version
 from workers.messages import Batch, Failure, Output, Reply
 
+Form = tuple[int, str, str, tuple[int, ...], int, int]
+"""Which output it is, name, datatype, shape, bytes, rows of its member."""
 REMEMBERED = 4096
 """Forms of outputs known to be right: looked up in place of being checked again."""
 
@@ -16,25 +18,25 @@ REMEMBERED = 4096
 class Conformity:
     def __init__(self, version: Version) -> None:
         self._specs = version.signature.outputs
-        self._known: set[tuple[str, str, tuple[int, ...], int, int]] = set()
+        self._known: set[Form] = set()
 
     def check(self, batch: Batch, reply: Reply) -> None:
         """Raise ValueError unless there is one result a member, each a failure or all outputs as the signature says."""
         if len(reply.results) != len(batch.members):
             raise ValueError(f"{len(reply.results)} results for {len(batch.members)} members")
+        specs, known, batched = self._specs, self._known, batch.batched
         for member, result in zip(batch.members, reply.results, strict=True):
             if isinstance(result, Failure):
                 continue
-            if len(result) != len(self._specs):
-                raise ValueError(f"{len(result)} outputs where the signature has {len(self._specs)}")
-            rows = member.rows if batch.batched else -1
-            for spec, output in zip(self._specs, result, strict=True):
-                self._check(spec, output, rows)
+            if len(result) != len(specs):
+                raise ValueError(f"{len(result)} outputs where the signature has {len(specs)}")
+            rows = member.rows if batched else -1
+            for at, output in enumerate(result):
+                form = (at, output.name, output.datatype, output.shape, len(output.data), rows)
+                if form not in known:
+                    self._check(specs[at], output, rows, form)
 
-    def _check(self, spec: TensorSpec, output: Output, rows: int) -> None:
-        form = (output.name, output.datatype, output.shape, len(output.data), rows)
-        if form in self._known:
-            return
+    def _check(self, spec: TensorSpec, output: Output, rows: int, form: Form) -> None:
         if output.name != spec.name or output.datatype != spec.datatype or not _fits(spec.shape, output.shape, rows):
             raise ValueError(f"the output {spec.name!r} is not what the signature says")
         if not DATATYPES[spec.datatype].size:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from structlog.typing import EventDict
 
 from repository.records import Signature
 from tests.workers.samples import array_of, batch_of, failure_in, rows, version
@@ -163,6 +164,19 @@ async def test_cancelling_what_is_unknown_or_out_of_range_is_harmless(harness: H
     harness.worker.cancel(Cancel(100, [5, -1]))
     harness.model.gate.set()
     assert array_of((await first).results[0])[0, 0] == 200
+
+
+async def test_a_defect_of_ours_is_answered_and_survived(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, logged: list[EventDict]
+) -> None:
+    """Whatever goes wrong around the model, callers are answered and the thread lives on."""
+    with monkeypatch.context() as broken:
+        broken.setattr("workers.worker.join", lambda batches: 1 / 0)
+        reply = await asyncio.wait_for(harness.submit(batch_of(rows(1), rows(2))), BOUND_S)
+    assert [failure_in(result).reason for result in reply.results] == ["internal", "internal"]
+    assert logged[-1]["error_id"] == failure_in(reply.results[0]).error_id
+    reply = await harness.submit(batch_of(rows(1), number=2))
+    assert array_of(reply.results[0])[0, 0] == 2
 
 
 async def test_without_batching_requests_run_one_by_one() -> None:
