@@ -452,6 +452,23 @@ async def test_the_touch_of_an_alias_is_what_a_deletion_sees(bench: Bench, monke
     assert bench.numbers() == [1, 2]
 
 
+async def test_an_alias_whose_version_goes_before_the_touch_is_taken_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other order of the same race: NotFound, and no alias stays that points at nothing."""
+    version = await bench.push()
+    point = bench.commands._changes.point
+
+    async def late(alias: Alias) -> Alias:
+        await bench.commands.delete_version("m", version.version)
+        return await point(alias)
+
+    monkeypatch.setattr(bench.commands._changes, "point", late)
+    with pytest.raises(NotFound):
+        await bench.commands.set_alias("m", "champion", 1)
+    assert await bench.store.find(Alias) == []
+
+
 async def test_retention_keeps_the_newest_the_aliased_and_the_loaded(store: Store, artifacts: Artifacts) -> None:
     """After a push that became ready, at most so many versions stay; others of the model go, oldest first."""
     settings = Settings(versions_kept=3, load_timeout_s=20.0)
