@@ -76,7 +76,7 @@ class Estimate:
         """The batch count at which each class last ran."""
         self._tails = [0] * len(sizes)
         self._steady = [0] * len(sizes)
-        self._floors = [0] * len(sizes)
+        self._fastest = [0] * len(sizes)
         self._count = self._drawn = 0
         self.overhead = 0
         """p99 of what a batch costs beyond the worker's queue and computing: the way there and back."""
@@ -93,8 +93,10 @@ class Estimate:
         return self._typical.at(rows)
 
     def floor(self, rows: int) -> int:
-        """The fastest time seen for a batch of the class of `rows`, at most `max_batch`."""
-        return self._floors[(rows - 1).bit_length()]
+        """The fastest time seen for a batch of the class of `rows`, at most `max_batch`; never more than `service`."""
+        fastest = self._fastest[(rows - 1).bit_length()]
+        service = self._service.at(rows)
+        return fastest if fastest < service else service
 
     def most(self, budget: int) -> int:
         """The most rows whose p99 fits in `budget`; 0 where not even one does."""
@@ -117,11 +119,11 @@ class Estimate:
         for k, ring in enumerate(self._rings):
             if ring and self._seen[k] >= self._drawn:
                 ranked = sorted(ring)
-                self._floors[k] = ranked[0]
+                self._fastest[k] = ranked[0]
                 self._tails[k] = p99(ranked)
                 self._steady[k] = steady(ranked)
             elif k and not ring:
-                self._floors[k] = self._floors[k - 1]
+                self._fastest[k] = self._fastest[k - 1]
         self._drawn = self._count
         self._service = self._curve(self._tails)
         self._typical = self._curve(self._steady)

@@ -67,6 +67,12 @@ def test_a_slow_batch_counts_at_once_and_a_fast_one_lowers_the_floor() -> None:
     assert estimate.floor(32) == 30 * MS
 
 
+def test_the_floor_is_never_above_the_estimate() -> None:
+    """A class is as fast as its fastest run, but that may have had more rows than are asked about."""
+    estimate = seeded()
+    assert [estimate.floor(b) / MS for b in (1, 16, 17, 20, 32)] == [3, 18, 19, 22, 34]
+
+
 def test_one_accident_in_a_full_ring_is_beyond_the_99th_percentile() -> None:
     """p99 of 128 times leaves out one; of fewer it is the largest."""
     estimate = seeded(1)

@@ -153,6 +153,7 @@ class Trace:
         for member in members:
             assert member.state == Entry.ABOARD
             assert due(member) > self.now, "expired work was dispatched"
+            assert due(member) - self.now >= estimate.floor(member.rows), "doomed work was dispatched"
             kept = estimate.most(due(member) - start - estimate.overhead)
             assert kept >= batch.rows or kept < member.rows, "the batch breaks a deadline that could be kept"
         self.reasons[batch.reason] += 1
