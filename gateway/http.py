@@ -38,6 +38,7 @@ from core.datatypes import Buffer
 from core.errors import (
     HeadersTooLarge,
     InvalidRequest,
+    MethodNotAllowed,
     PenstockError,
     SlowSender,
     TooLarge,
@@ -266,13 +267,18 @@ class Protocol(HttpToolsProtocol):
         self.plant.plane.infer(turn.exchange)
 
     def _feed(self, data: bytes) -> None:
-        """An Upgrade header is ignored, as RFC 9110 7.8 allows: the request is answered as what it is."""
+        """An Upgrade header is ignored, as RFC 9110 7.8 allows: the request is answered as what it is. What would
+        turn the connection into a tunnel all the same (CONNECT) is refused."""
         while data:
             try:
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                data = self._without_upgrade() + data[upgrade.args[0] :]
+                rest = data[upgrade.args[0] :]
+            if self.parser.get_method() == b"CONNECT":
+                self._refuse(MethodNotAllowed("CONNECT is not offered"))
+                return
+            data = self._without_upgrade() + rest
 
     def _without_upgrade(self) -> bytes:
         """The head just parsed, to be parsed again without its Upgrade: httptools would take its body for another

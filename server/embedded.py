@@ -73,6 +73,7 @@ class Embedded:
         self.commands = Commands(store, artifacts, settings, self.watch)
         self.routes = Routes(settings)
         self.watch.subscribe(self._changed)
+        await self.commands.sweep()
         await self.watch.refresh()
         self._background(self.watch.run())
         self.plane = DataPlane(self.verifier, self.routes, settings)
@@ -80,15 +81,15 @@ class Embedded:
         self.host = Host(store, artifacts, self.watch, self.commands, settings, self._opened, self.routes.retire)
         await self.host.start()
         self._stack.push_async_callback(self.host.stop)
-        rpc = await grpc_server.serve(
+        self.rpc = await grpc_server.serve(
             self.plane, self.routes, self.watch, self.commands, self.health, self.verifier, settings
         )
-        self._stack.push_async_callback(rpc.stop, settings.drain_timeout_s)
+        self._stack.push_async_callback(self.rpc.stop, settings.drain_timeout_s)
         self.http = http_server(self._app(), self.plant, settings)
         await self._serve(self.http, [listener])
         self._background(self.plant.reap())
         self.url = f"http://{_authority(settings.host, listener.getsockname()[1])}"
-        self.grpc = _authority(settings.host, rpc.port)
+        self.grpc = _authority(settings.host, self.rpc.port)
         self.api_key = await self._first_key()
         self.home.write_client(url=self.url, grpc=self.grpc, control=self.url, api_key=self.api_key)
 

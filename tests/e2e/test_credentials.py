@@ -1,0 +1,372 @@
+"""Who may do what: every route of REST, gRPC and control API, as the live tables have them, with every credential.
+
+The tables below say what is expected; a route that is served and does not stand in them fails the test, and so does
+one that stands there and is not served.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import grpc
+import httpx
+import pytest
+from fastapi.routing import iter_route_contexts
+from google.protobuf import json_format
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from tritonclient.grpc import service_pb2
+
+from core.identity import ADMIN, DEPLOY, PERMITS, PREDICT
+from gateway.http_exchange import infer_target
+from server.embedded import Embedded
+from tests.e2e.artifacts import identity
+from tests.e2e.inside import PUSHER, inside, push
+from tests.gateway.wire import Wire
+
+PUBLIC = ""
+INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}
+
+
+class Row(NamedTuple):
+    """`role` it needs, the answer to who has it, and what is sent. A `{model}` is `echo`, or `ghost` where the call
+    would change something."""
+
+    role: str
+    status: int = 200
+    body: Any = None
+    ghost: bool = False
+
+
+REST: dict[tuple[str, str], Row] = {
+    ("GET", "/v2/health/live"): Row(PUBLIC),
+    ("GET", "/v2/health/ready"): Row(PUBLIC),
+    ("GET", "/docs"): Row(PUBLIC),
+    ("GET", "/openapi.json"): Row(PUBLIC),
+    ("HEAD", "/docs"): Row(PREDICT),
+    ("HEAD", "/openapi.json"): Row(PREDICT),
+    ("GET", "/docs/oauth2-redirect"): Row(PREDICT),
+    ("HEAD", "/docs/oauth2-redirect"): Row(PREDICT),
+    ("GET", "/v2"): Row(PREDICT),
+    ("GET", "/v2/models"): Row(PREDICT),
+    ("GET", "/v2/models/stats"): Row(PREDICT),
+    ("GET", "/v2/models/{model}"): Row(PREDICT),
+    ("GET", "/v2/models/{model}/ready"): Row(PREDICT),
+    ("GET", "/v2/models/{model}/config"): Row(PREDICT),
+    ("GET", "/v2/models/{model}/stats"): Row(PREDICT),
+    ("POST", "/v2/models/{model}/infer"): Row(PREDICT, 200, INFER),
+    ("GET", "/v2/models/{model}/versions/{version}"): Row(PREDICT),
+    ("GET", "/v2/models/{model}/versions/{version}/ready"): Row(PREDICT),
+    ("GET", "/v2/models/{model}/versions/{version}/config"): Row(PREDICT),
+    ("GET", "/v2/models/{model}/versions/{version}/stats"): Row(PREDICT),
+    ("POST", "/v2/models/{model}/versions/{version}/infer"): Row(PREDICT, 200, INFER),
+    ("POST", "/v2/repository/index"): Row(PREDICT),
+    ("POST", "/v2/repository/models/{model}/load"): Row(DEPLOY),
+    ("POST", "/v2/repository/models/{model}/unload"): Row(DEPLOY, 404, ghost=True),
+    ("GET", "/api/v1/whoami"): Row(PREDICT),
+    ("GET", "/api/v1/architectures"): Row(PREDICT),
+    ("GET", "/api/v1/models"): Row(PREDICT),
+    ("GET", "/api/v1/models/{model}"): Row(PREDICT),
+    ("DELETE", "/api/v1/models/{model}"): Row(DEPLOY, 404, ghost=True),
+    ("POST", "/api/v1/models/{model}/versions"): Row(DEPLOY, 415, {}),
+    ("GET", "/api/v1/models/{model}/versions/{version}"): Row(PREDICT),
+    ("DELETE", "/api/v1/models/{model}/versions/{version}"): Row(DEPLOY, 404, ghost=True),
+    ("PUT", "/api/v1/models/{model}/versions/{version}/tags"): Row(DEPLOY, 200, {"a": "b"}),
+    ("PUT", "/api/v1/models/{model}/aliases/{alias}"): Row(DEPLOY, 200, {"version": 1}),
+    ("DELETE", "/api/v1/models/{model}/aliases/{alias}"): Row(DEPLOY, 404, ghost=True),
+    ("POST", "/api/v1/models/{model}/load"): Row(DEPLOY, 200, {}),
+    ("POST", "/api/v1/models/{model}/unload"): Row(DEPLOY, 404, {}, ghost=True),
+    ("GET", "/api/v1/keys"): Row(ADMIN),
+    ("POST", "/api/v1/keys"): Row(ADMIN, 201, {"name": "made", "models": ["other-x"]}),
+    ("DELETE", "/api/v1/keys/{key_id}"): Row(ADMIN, 404),
+}
+"""Every REST route, the control API's and FastAPI's own among them."""
+
+INFERENCE = "/inference.GRPCInferenceService/"
+GRPC: dict[str, Row] = {
+    f"{INFERENCE}ServerLive": Row(PUBLIC),
+    f"{INFERENCE}ServerReady": Row(PUBLIC),
+    f"{INFERENCE}ServerMetadata": Row(PREDICT),
+    f"{INFERENCE}ModelReady": Row(PREDICT, body={"name": "echo"}),
+    f"{INFERENCE}ModelMetadata": Row(PREDICT, body={"name": "echo"}),
+    f"{INFERENCE}ModelConfig": Row(PREDICT, body={"name": "echo"}),
+    f"{INFERENCE}ModelStatistics": Row(PREDICT, body={"name": "echo"}),
+    f"{INFERENCE}ModelInfer": Row(
+        PREDICT,
+        body={
+            "model_name": "echo",
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "contents": {"fp32_contents": [1.0]}}],
+        },
+    ),
+    f"{INFERENCE}RepositoryIndex": Row(PREDICT),
+    f"{INFERENCE}RepositoryModelLoad": Row(DEPLOY, body={"model_name": "echo"}),
+    f"{INFERENCE}RepositoryModelUnload": Row(DEPLOY, 404, {"model_name": "ghost"}, ghost=True),
+    "/grpc.health.v1.Health/Check": Row(PUBLIC),
+    "/grpc.health.v1.Health/Watch": Row(PUBLIC),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Row(PREDICT),
+}
+"""Every gRPC method."""
+CODES = {200: "OK", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND"}
+
+VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
+UNKNOWN = (
+    "/",
+    "/v1",
+    "/metrics",
+    "/admin",
+    "/v2/nothing",
+    "/v2/models/echo/generate",
+    "/api",
+    "/api/v2/keys",
+    "/redoc",
+)
+
+
+class Who(NamedTuple):
+    """`role` None: nobody. `covers`: whether the key's patterns cover the models in the table."""
+
+    key: str | None
+    role: str | None
+    covers: bool = True
+
+
+@pytest.fixture
+async def server(tmp_path: Any) -> AsyncIterator[Embedded]:
+    async with inside(tmp_path / "home") as started:
+        await push(started, "echo", identity())
+        yield started
+
+
+async def credentials(server: Embedded) -> dict[str, Who]:
+    """One of each kind."""
+    commands = server.commands
+
+    async def key(role: str, *patterns: str) -> str:
+        return (await commands.create_key("k", role=role, patterns=patterns or ("*",))).secret
+
+    revoked = await commands.create_key("revoked", role=ADMIN)
+    await commands.revoke_key(revoked.key.key_id, PUSHER)
+    short = await commands.create_key("k", role=ADMIN, expires_in_s=0.001)
+    while time.time() < short.key.expires:
+        pass
+    good = await key(ADMIN)
+    return {
+        "no credential": Who(None, None),
+        "no key at all": Who("Bearer", None),
+        "an unknown key": Who("psk_0123456789ab_" + "A" * 43, None),
+        "half a key": Who(good[:30], None),
+        "a key with more behind it": Who(good + "A", None),
+        "a revoked key": Who(revoked.secret, None),
+        "an expired key": Who(short.secret, None),
+        "a predict key": Who(await key(PREDICT), PREDICT),
+        "a deploy key": Who(await key(DEPLOY), DEPLOY),
+        "an admin key": Who(good, ADMIN),
+        "a predict key of other models": Who(await key(PREDICT, "other-*"), PREDICT, covers=False),
+        "an admin key of other models": Who(await key(ADMIN, "other-*"), ADMIN, covers=False),
+    }
+
+
+def expected(row: Row, who: Who, about_a_model: bool) -> int:
+    """The whole policy."""
+    if row.role == PUBLIC:
+        return row.status
+    if who.role is None:
+        return 401
+    if about_a_model and not who.covers:
+        return 404
+    return row.status if row.role in PERMITS[who.role] else 403
+
+
+# --- REST ---------------------------------------------------------------------------------------------------------
+
+
+def served(server: Embedded) -> set[tuple[str, str]]:
+    """(method, path) of every route that the server has."""
+    routes = iter_route_contexts(server.http.config.app._app.routes)  # type: ignore[union-attr]
+    return {(method, str(route.path)) for route in routes for method in route.methods or ()}
+
+
+def address(path: str, row: Row) -> str:
+    values = {"model": "ghost" if row.ghost else "echo", "version": "1", "alias": "canary", "key_id": "nobody"}
+    return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], path)
+
+
+async def test_every_rest_route_with_every_credential(server: Embedded) -> None:
+    """The live route table is the one above, and each route answers each credential as the policy says."""
+    assert served(server) == set(REST)
+    wrong = []
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
+        for name, who in (await credentials(server)).items():
+            for (method, path), row in REST.items():
+                want = expected(row, who, "{model}" in path)
+                for header in headers(who):
+                    answer = await http.request(method, address(path, row), json=row.body, headers=header)
+                    if answer.status_code != want:
+                        wrong.append(f"{method} {path} with {name}: {answer.status_code}, not {want}: {answer.text}")
+                    if want >= 400 and method != "HEAD" and "error" not in answer.json():
+                        wrong.append(f"{method} {path} with {name}: {answer.text}")
+    assert not wrong, "\n".join(wrong)
+
+
+def headers(who: Who) -> Iterator[dict[str, str]]:
+    """A credential's ways to travel."""
+    if who.key is None:
+        yield {}
+    else:
+        yield {"Authorization": f"Bearer {who.key}"}
+        yield {"X-API-Key": who.key}
+
+
+async def test_infer_paths_are_those_of_the_protocol(server: Embedded) -> None:
+    """What the HTTP protocol takes before FastAPI sees it are the two infer routes, in any spelling of their names."""
+    for path in ("/v2/models/echo/infer", "/v2/models/echo/versions/1/infer", "/v2/models/ec%68o/infer"):
+        assert infer_target(path.encode()) is not None
+        assert await status(server, f"POST {path} HTTP/1.1") == 401
+    for path in ("/v2/models//infer", "/v2/models/a/b/infer", "/v2/models/echo/infer/", "//v2/models/echo/infer"):
+        assert infer_target(path.encode()) is None
+
+
+def spellings(path: str) -> list[str]:
+    """Other ways to write a path that some router somewhere takes for the same."""
+    return [
+        f"{path}/",
+        f"/{path}",
+        path.upper(),
+        path.title(),
+        f"{path}%00",
+        f"{path}%20",
+        f"{path};a=b",
+        f"{path}/.",
+        f"/x/..{path}",
+        f"/.{path}",
+        "/" + path[1:].replace("/", "%2f"),
+        f"/%2e{path}",
+        f"{path}%2f",
+        f"{path}\\",
+    ]
+
+
+async def test_without_a_credential_only_the_allow_list_answers(server: Embedded) -> None:
+    """Unknown paths, other spellings of known ones, other verbs: 401, all of them."""
+    allowed = {path for (method, path), row in REST.items() if row.role == PUBLIC}
+    lines = {f"{verb} {path} HTTP/1.1" for verb in VERBS for path in (*UNKNOWN, *allowed)}
+    lines |= {f"{verb} {other} HTTP/1.1" for verb, path in REST for other in spellings(address(path, REST[verb, path]))}
+    lines |= {f"{verb} {address(path, row)}?x=1 HTTP/1.1" for (verb, path), row in REST.items() if row.role != PUBLIC}
+    lines -= {line for line in lines if line[:4] == "GET " and unquote(line.split()[1]) in allowed}
+    wrong = {line: found for line in sorted(lines) if (found := await status(server, line)) != 401}
+    assert not wrong
+
+
+async def test_no_tunnel(server: Embedded) -> None:
+    """CONNECT is refused and its connection closed; the server goes on."""
+    assert await status(server, "CONNECT example.org:443 HTTP/1.1") == 405
+    assert await status(server, "GET /v2/health/live HTTP/1.1") == 200
+
+
+async def test_an_absolute_target_or_a_forged_host_opens_nothing(server: Embedded) -> None:
+    """Routes are chosen by the path alone."""
+    for line in ("GET http://x/v2/health/live/../../models HTTP/1.1", "GET http://127.0.0.1/v2 HTTP/1.1"):
+        assert await status(server, line) in (400, 401)
+    assert await status(server, "GET /v2/models HTTP/1.1\r\nX-Original-URL: /v2/health/live") == 401
+    assert await status(server, "GET /v2/models HTTP/1.1\r\nX-HTTP-Method-Override: POST") == 401
+
+
+async def status(server: Embedded, line: str) -> int:
+    """The status that a request line alone gets."""
+    wire = await Wire.to(urlsplit(server.url).port or 0)
+    await wire.send(f"{line}\r\nHost: t\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    head = await wire.reader.readuntil(b"\r\n")
+    await wire.close()
+    return int(head.split()[1])
+
+
+async def test_lists_show_what_the_key_covers(server: Embedded) -> None:
+    """Models, index, statistics and keys of others are not even counted."""
+    key = (await server.commands.create_key("n", role=ADMIN, patterns=("other-*",))).secret
+    async with httpx.AsyncClient(base_url=server.url, headers={"X-API-Key": key}) as http:
+        for method, path in (
+            ("GET", "/v2/models"),
+            ("GET", "/v2/models/stats"),
+            ("POST", "/v2/repository/index"),
+            ("GET", "/api/v1/models"),
+        ):
+            answer = await http.request(method, path)
+            assert answer.status_code == 200
+            assert "echo" not in answer.text
+        assert {each["name"] for each in (await http.get("/api/v1/keys")).json()["keys"]} == {"n"}
+
+
+# --- gRPC ---------------------------------------------------------------------------------------------------------
+
+
+def message(path: str, row: Row) -> bytes:
+    """The bytes of a method's request."""
+    name = path.rpartition("/")[2]
+    if path.startswith(INFERENCE):
+        return bytes(
+            json_format.ParseDict(row.body or {}, getattr(service_pb2, f"{name}Request")()).SerializeToString()
+        )
+    if "Health" in path:
+        return bytes(health_pb2.HealthCheckRequest().SerializeToString())
+    return bytes(reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString())
+
+
+async def code(channel: grpc.aio.Channel, path: str, body: bytes, metadata: list[tuple[str, str]]) -> str:
+    """How a call ends; of a watch, which does not end, that its first answer came."""
+    call = channel.unary_stream(path, request_serializer=bytes, response_deserializer=bytes)(
+        body, metadata=metadata, timeout=20
+    )
+    try:
+        async for _ in call:
+            if path.endswith("/Watch"):
+                return "OK"
+        return str((await call.code()).name)
+    except grpc.aio.AioRpcError as error:
+        return str(error.code().name)
+    finally:
+        call.cancel()
+
+
+def carried(who: Who) -> Iterator[list[tuple[str, str]]]:
+    for header in headers(who):
+        yield [(name.lower(), value) for name, value in header.items()]
+
+
+async def test_every_grpc_method_with_every_credential(server: Embedded) -> None:
+    """The same policy, from the same table's point of view, for every method of every service."""
+    assert set(server.rpc.paths) == set(GRPC)
+    wrong = []
+    async with grpc.aio.insecure_channel(server.grpc) as channel:
+        for name, who in (await credentials(server)).items():
+            for path, row in GRPC.items():
+                want = CODES[expected(row, who, "echo" in str(row.body) or row.ghost)]
+                for metadata in carried(who):
+                    found = await code(channel, path, message(path, row), metadata)
+                    if found != want:
+                        wrong.append(f"{path} with {name}: {found}, not {want}")
+    assert not wrong, "\n".join(wrong)
+
+
+async def test_unknown_grpc_methods_are_refused_first(server: Embedded) -> None:
+    """Without a credential nobody learns what exists; methods of services known elsewhere among them."""
+    declared = {
+        f"/inference.GRPCInferenceService/{method.name}"
+        for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+    }
+    others = ["/x.Y/Z", "/", "//", "/grpc.health.v1.Health/List", "/GRPC.HEALTH.V1.HEALTH/CHECK"]
+    others += [f"{path}{more}" for path in GRPC for more in ("/", "2", "%00")] + [path.lower() for path in GRPC]
+    others += sorted(declared - set(GRPC))
+    async with grpc.aio.insecure_channel(server.grpc) as channel:
+        key = (await server.commands.create_key("k")).secret
+        wrong = {
+            path: found
+            for path in others
+            if (found := await code(channel, path, b"", [])) not in ("UNAUTHENTICATED", "UNIMPLEMENTED")
+            or (path.startswith("/") and path.count("/") == 2 and found != "UNAUTHENTICATED")
+        }
+        assert not wrong
+        assert await code(channel, "/x.Y/Z", b"", [("x-api-key", key)]) == "UNIMPLEMENTED"
