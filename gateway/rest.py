@@ -72,7 +72,7 @@ def router(
     _server(api, routes, health)
     _models(api, routes)
     _infer(api, plane, settings)
-    _repository(api, watch, commands)
+    _repository(api, watch, commands, settings)
     return api
 
 
@@ -122,7 +122,7 @@ def _models(api: APIRouter, routes: Routes) -> None:
             api.add_api_route(path + suffix, endpoint, methods=["GET"], tags=["models"], summary=summary)
 
 
-def _repository(api: APIRouter, watch: Watch, commands: Lifecycle) -> None:
+def _repository(api: APIRouter, watch: Watch, commands: Lifecycle, settings: Settings) -> None:
     @api.post("/repository/index", tags=["repository"], summary="Every version the key may see, and its state")
     async def index(caller: Caller, request: Request) -> Response:
         wanted = await _json_object(request)
@@ -134,6 +134,7 @@ def _repository(api: APIRouter, watch: Watch, commands: Lifecycle) -> None:
     @api.post("/repository/models/{model}/load", tags=["repository"], summary="Load a model; answers when it is done")
     async def load(caller: Deployer, model: str, request: Request) -> Response:
         caller.require(DEPLOY, model)
+        allow_body(request, settings.max_body_bytes)  # a `file:` parameter is refused for what it is, not for its size
         parameters.check_load(_parameters(await _json_object(request)))
         await commands.load(model)
         return Answer({})
