@@ -91,13 +91,16 @@ class Host:
         self._follower = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
-        """Give up loads, let every version go (its accepted requests are answered first)."""
+        """Give up loads, let every version go (its accepted requests are answered first).
+
+        The records keep what was READY: that is how the next start knows what served while a higher version failed.
+        """
         if self._follower is not None:
             self._follower.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._let_go(held, "the server has stopped") for held in list(self._held.values())))
+        await asyncio.gather(*(self._release(held) for held in list(self._held.values())))
 
     def unsettled(self) -> list[Place]:
         """Wanted versions that are neither ready nor known to have failed."""
@@ -203,8 +206,14 @@ class Host:
     # --- letting go -----------------------------------------------------------------------------------------------
 
     async def _let_go(self, held: _Held, reason: str) -> None:
+        await self._states.say(held.version, UNLOADING, best_effort=True)
+        await self._release(held)
+        await self._states.say(held.version, UNAVAILABLE, reason, best_effort=True)
+        log.info("version unloaded", model=held.version.key)
+
+    async def _release(self, held: _Held) -> None:
+        """Drain a version and free what it holds."""
         version = held.version
-        await self._states.say(version, UNLOADING, best_effort=True)
         try:
             await self._closing(version.model, version.version)
         except Exception:
@@ -214,8 +223,6 @@ class Host:
         held.endpoint = None
         self._held.pop((version.model, version.version), None)
         await asyncio.to_thread(give_back)
-        await self._states.say(version, UNAVAILABLE, reason, best_effort=True)
-        log.info("version unloaded", model=version.key)
 
 
 def _reason(version: Version, error: Exception) -> str:

@@ -65,7 +65,8 @@ def _weights(path: Path, architecture: str, hint: Signature) -> TorchModel:
 
 def _program(path: Path, hint: Signature) -> TorchModel:
     try:
-        program = torch.export.load(path)
+        with path.open("rb") as file:
+            program = torch.export.load(file)
         graph = program.graph_signature
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
         inputs = tuple(_spec(name, values.get(name)) for name in graph.user_inputs if isinstance(name, str))

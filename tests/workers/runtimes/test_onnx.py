@@ -128,12 +128,23 @@ def external(folder: Path, inside: str) -> Path:
     node = helper.make_node("Constant", [], ["w"], value=constant)
     if inside == "attribute":
         return onnx_graph(folder / "e.onnx", [node, add], [x], [y])
+    if inside == "list of graphs":
+        held = helper.make_graph([node], "held", [], [info("w", TensorProto.FLOAT, [4])])
+        return onnx_graph(folder / "e.onnx", [helper.make_node("Held", ["x"], ["y"], graphs=[held])], [x], [y])
+    if inside == "function":
+        function = helper.make_function("ours", "F", ["x"], ["y"], [node, add], [helper.make_opsetid("", 17)])
+        graph = helper.make_graph([helper.make_node("F", ["x"], ["y"], domain="ours")], "g", [x], [y])
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ours", 1)]
+        onnx.save(
+            helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=9), str(folder / "e.onnx")
+        )
+        return folder / "e.onnx"
     branch = helper.make_graph([node], "branch", [], [info("w", TensorProto.FLOAT, [4])])
     chosen = helper.make_node("If", ["c"], ["w"], then_branch=branch, else_branch=branch)
     return onnx_graph(folder / "e.onnx", [chosen, add], [info("c", TensorProto.BOOL, []), x], [y])
 
 
-@pytest.mark.parametrize("inside", ["initializer", "attribute", "subgraph"])
+@pytest.mark.parametrize("inside", ["initializer", "attribute", "subgraph", "list of graphs", "function"])
 def test_tensors_in_other_files_are_refused(tmp_path: Path, inside: str) -> None:
     """Wherever in the graph they hide; the message names the tensor, not the path."""
     with pytest.raises(InvalidRequest, match="'w' in another file") as caught:

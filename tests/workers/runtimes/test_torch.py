@@ -136,8 +136,11 @@ BAD: dict[str, bytes] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_headers_that_lie_are_refused(tmp_path: Path, case: str) -> None:
+    """By us, before the library sees the file; and so by a load."""
     path = tmp_path / "bad.safetensors"
     path.write_bytes(BAD[case])
+    with pytest.raises(InvalidRequest):
+        check_header(path)
     with pytest.raises(InvalidRequest):
         opened(path)
 
