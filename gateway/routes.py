@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from core.errors import Draining
 from core.settings import Settings
 from gateway.batching.batcher import Batcher
 from gateway.routing import Key, Route, Table
@@ -50,7 +51,8 @@ class Routes:
         if route is None:
             return
         self._rebuild()
-        await route.batcher.drain(self._settings.drain_timeout_s)
+        if await route.batcher.drain(self._settings.drain_timeout_s):
+            route.batcher.close(Draining("the model version was retired before this request was answered"))
         await self._transports.pop((model, version)).close()
 
     async def close(self) -> None:
