@@ -22,6 +22,7 @@ from benchmarks.rows import Row
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5
+EDGE = 2.5
 SHOWN = re.compile(r"(?P<head><!-- result: (?P<name>\S+) -->\n).*?(?P<foot><!-- end of the result -->)", re.DOTALL)
 """Where a page shows a result, and which."""
 
@@ -120,21 +121,25 @@ def _by(told: Result) -> str:
 
 
 def plot(told: Result, path: Path) -> None:
-    """Each row's rounds as dots and its median as a bar, the goal as a line; the micro-benchmarks stay in the table."""
+    """Each row's rounds as dots and its median as a bar, the goal as a line; the micro-benchmarks stay in the table.
+
+    What lies beyond the right edge is drawn at it: its number stands beside.
+    """
     shown = [row for row in told.rows if row.rounds and not row.void and row.part != "micro"]
-    figure = Figure(figsize=(9, 0.42 * len(shown) + 1.2), layout="constrained")
+    figure = Figure(figsize=(11, 0.3 * len(shown) + 1.2), layout="constrained")
     axes = figure.subplots()
     for at, row in enumerate(reversed(shown)):
         scale = row.at_least or row.at_most or row.value or 1.0
         color = {True: "tab:green", False: "tab:red", None: "tab:blue"}[row.met]
-        axes.barh(at, row.value / scale, color=color, alpha=0.45)
-        axes.plot([value / scale for value in row.rounds], [at] * len(row.rounds), "k.", markersize=4)
-        label = f" {_number(row.value)} {row.unit}" + (f" (goal {row.goal})" if row.goal else "")
-        axes.text(0.01, at, label, va="center", fontsize=8)
+        axes.barh(at, min(row.value / scale, EDGE), color=color, alpha=0.45)
+        axes.plot([min(value / scale, EDGE) for value in row.rounds], [at] * len(row.rounds), "k.", markersize=4)
+        label = f"{_number(row.value)} {row.unit}" + (f" (goal {row.goal})" if row.goal else "")
+        axes.text(EDGE + 0.05, at, label, va="center", fontsize=8)
     axes.axvline(1.0, color="k", linewidth=0.8)
+    axes.set(xlim=(0, EDGE), ylim=(-0.6, len(shown) - 0.4))
     axes.set_yticks(range(len(shown)), [row.what for row in reversed(shown)], fontsize=8)
     axes.set_xlabel("goal = 1 where there is one, else the median = 1")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 # --- where and when -----------------------------------------------------------------------------------------------
