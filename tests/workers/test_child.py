@@ -63,6 +63,12 @@ class Model:
             hoard = bytearray(1 << 30)
             hoard[::4096] = bytes(1 for _ in range(len(hoard) // 4096))
             time.sleep(1000)
+        if what in (7, 8, 9):
+            from workers.messages import Output, Reply, Timing, encode
+            lie = Output("y", "FP32", (1, 4), b"") if what == 7 else Output("z", "FP32", (1, 4), bytes(16))
+            number = 999 if what == 9 else 100
+            ours().sendall(b"".join(encode(Reply(number, [[lie]], Timing()))))
+            time.sleep(1000)
         if what == 6:
             print("x" * 100_000)
             for at in range(100_000):
@@ -239,7 +245,17 @@ async def test_killed_mid_batch_its_callers_hear_and_it_comes_back(tmp_path: Pat
         assert other.states == []
 
 
-@pytest.mark.parametrize("what", [1, 3, 4], ids=["kills itself", "claims a frame of 4 GiB", "sends nonsense"])
+TRICKS = {
+    1: "kills itself",
+    3: "claims a frame of 4 GiB",
+    4: "sends nonsense",
+    7: "sends less data than its shape says",
+    8: "answers with another output",
+    9: "answers what was not asked",
+}
+
+
+@pytest.mark.parametrize("what", TRICKS, ids=TRICKS.get)
 async def test_whatever_it_does_its_callers_get_an_error_and_it_comes_back(tmp_path: Path, what: int) -> None:
     async with living(tmp_path, MISBEHAVING) as seen:
         reply = await seen.ask(what)

@@ -153,6 +153,17 @@ def test_unsound_archives_are_refused(tmp_path: Path, entries: list[tuple[str, b
     assert str(tmp_path) not in caught.value.message
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:
+    """What was checked must be what is read: zip readers differ in which of the two they take."""
+    path = tmp_path / "e.skops"
+    skops.io.dump(StandardScaler().fit(X), path)
+    with zipfile.ZipFile(path, "a") as target:
+        target.writestr("schema.json", target.read("schema.json"))
+    with pytest.raises(InvalidRequest, match="twice"):
+        load(path, version(kind="sklearn"), NOTHING, 1)
+
+
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x80\x04N.", bytes(1000)])
 def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.skops"
