@@ -9,10 +9,12 @@ import uvloop
 
 from core import logs, settings
 from core.errors import PenstockError
+from server import outlets
 
 
 def up() -> None:
     """Start a server here, all in one process."""
+    outlets.secure()
     try:
         chosen = settings.load()
         logs.configure(chosen)
