@@ -1,10 +1,10 @@
 """uvicorn's HTTP protocol, subclassed: limits, deadlines, and infer requests that never become ASGI.
 
-Theory. httptools parses; one `_Turn` stands for each request on a connection, in the order of arrival. A POST to an
-infer path collects its body and becomes an `HttpExchange` for the data plane, which answers by a plain call; any
-other request becomes uvicorn's own ASGI cycle. Only the first turn is ever worked on: what a client pipelines behind
-it waits, parsed as far as it came in the same read, and beyond `max_pipelined` turns reading stops. Until then reading
-goes on, since a disconnect is only seen by reading.
+Theory. httptools parses; one `Turn` (`gateway/http_turn.py`) stands for each request of a connection, in the order of
+arrival. A POST to an infer path collects its body and becomes an `HttpExchange` for the data plane, which answers by a
+plain call; any other request becomes uvicorn's own ASGI cycle. Only the first turn is ever worked on: what a client
+pipelines behind it waits, parsed as far as it came in the same read, and beyond `max_pipelined` turns reading stops.
+Until then reading goes on, since a disconnect is only seen by reading.
 
 Deadlines cost nothing per request: `Plant.reap` looks at every connection once a second and closes those that are late
 (headers, body, keep-alive, a client that takes no byte of its answer). A request that arrives in one read is never
@@ -27,7 +27,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -47,6 +46,7 @@ from core.errors import (
 from core.settings import Settings
 from gateway.codec import rest
 from gateway.http_exchange import HttpExchange, InferHead, infer_target, render_error
+from gateway.http_turn import Known, Turn, parse_target
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -58,52 +58,6 @@ LINGER_S = 2.0
 """How long an answer to a request whose body was not read is given to reach the client."""
 JOIN_UP_TO = 1 << 16
 """Answers up to this many bytes are joined into one write; longer ones are written part by part, without a copy."""
-
-
-class _Turn:
-    """One request of a connection: an infer request (`exchange`), or any other (`cycle`, uvicorn's)."""
-
-    __slots__ = (
-        "body",
-        "checked",
-        "complete",
-        "cycle",
-        "error",
-        "exchange",
-        "expects",
-        "head",
-        "keep_alive",
-        "length",
-        "size",
-        "started",
-    )
-
-    def __init__(self, keep_alive: bool, expects: bool) -> None:
-        self.keep_alive = keep_alive
-        self.expects = expects
-        """The client waits for `100 Continue` before it sends the body."""
-        self.exchange: HttpExchange | None = None
-        self.head: InferHead | None = None
-        self.cycle: RequestResponseCycle | None = None
-        self.error: PenstockError | None = None
-        """Decided before the request was whole; answered in its turn."""
-        self.length = 0
-        """Content-Length; 0 where there is none."""
-        self.body: bytes | bytearray = b""
-        self.size = 0
-        self.checked = False
-        self.complete = False
-        self.started = False
-
-    def add(self, data: bytes) -> None:
-        """Collect body bytes; the first read is kept as it is, so a body that came in one is never copied."""
-        self.size += len(data)
-        if not self.body:
-            self.body = data
-        else:
-            if isinstance(self.body, bytes):
-                self.body = bytearray(self.body)
-            self.body += data
 
 
 class Plant:
@@ -131,17 +85,6 @@ class Plant:
                 connection.reap(now)
 
 
-class _Known:
-    """The head of the connection's last request, if that came in one read, with its length as a whole."""
-
-    __slots__ = ("head", "raw", "whole")
-
-    def __init__(self, raw: bytes, whole: int, head: InferHead) -> None:
-        self.raw = raw
-        self.whole = whole
-        self.head = head
-
-
 NONE, HEAD, BODY, IDLE, LINGER = range(5)
 """What a connection's deadline is for."""
 
@@ -158,14 +101,14 @@ class Protocol(HttpToolsProtocol):
         self.head_open = False
         self.head_bytes = 0
         self.read_bytes = 0
-        self.receiving: _Turn | None = None
+        self.receiving: Turn | None = None
         self.is_upload = False
         # the last request's head, and the request that a read has begun and ended
-        self.known: _Known | None = None
-        self.whole: _Turn | None = None
+        self.known: Known | None = None
+        self.whole: Turn | None = None
         self.begun = False
         # requests in order of arrival; the first is the one being served
-        self.turns: deque[_Turn] = deque()
+        self.turns: deque[Turn] = deque()
         self.waiting_bytes = 0
         self.pumping = False
         # deadline in loop time, and what for
@@ -204,7 +147,7 @@ class Protocol(HttpToolsProtocol):
         self.receiving = None
         self.parser = None  # type: ignore[assignment]
 
-    def _abandon(self, turn: _Turn) -> None:
+    def _abandon(self, turn: Turn) -> None:
         """The client has gone, or will not be heard any more: what works on the request is told so."""
         if turn.exchange is not None:
             self.plant.plane.cancel(turn.exchange)
@@ -254,12 +197,12 @@ class Protocol(HttpToolsProtocol):
             return
         end = len(data) - turn.length
         if data.find(b"\r\n\r\n") + 4 == end:
-            self.known = _Known(data[:end], len(data), turn.head)
+            self.known = Known(data[:end], len(data), turn.head)
 
-    def _again(self, known: _Known, data: bytes) -> None:
+    def _again(self, known: Known, data: bytes) -> None:
         """A head equal byte for byte to the last one means the same: it need not be parsed again."""
         self.phase = NONE
-        turn = _Turn(not self.stopping, False)
+        turn = Turn(not self.stopping, False)
         turn.exchange = HttpExchange(self, known.head)
         turn.exchange.body = data[len(known.raw) :]
         turn.complete = turn.started = True
@@ -300,7 +243,7 @@ class Protocol(HttpToolsProtocol):
         elif self.phase != HEAD:
             self._expect(HEAD, self.settings.header_timeout_s)
 
-    def _body_half_received(self, turn: _Turn) -> None:
+    def _body_half_received(self, turn: Turn) -> None:
         """A body on its way: refuse it now where its headers already say so, else let it come, within its time."""
         if turn.exchange is not None and not turn.checked and turn.error is None:
             turn.checked = True
@@ -386,7 +329,7 @@ class Protocol(HttpToolsProtocol):
         self.head_open = False
         self.phase = NONE
         fields = dict(reversed(self.headers))
-        turn = _Turn(
+        turn = Turn(
             parser.should_keep_alive() and not self.stopping, fields.get(b"expect", b"").lower() == b"100-continue"
         )
         turn.length = int(fields.get(b"content-length", b"0"))
@@ -456,7 +399,7 @@ class Protocol(HttpToolsProtocol):
         finally:
             self.pumping = False
 
-    def _start(self, turn: _Turn) -> bool:
+    def _start(self, turn: Turn) -> bool:
         if turn.started or not (turn.complete or turn.cycle is not None):
             return False
         turn.started = True
@@ -474,11 +417,11 @@ class Protocol(HttpToolsProtocol):
         if self.turns and self.turns[0].exchange is exchange:
             self._write(self.turns[0], status, headers, parts)
 
-    def _fail(self, turn: _Turn, error: PenstockError) -> None:
+    def _fail(self, turn: Turn, error: PenstockError) -> None:
         status, headers, body = render_error(error)
         self._write(turn, status, headers, [body])
 
-    def _write(self, turn: _Turn, status: int, headers: bytes, parts: list[Buffer]) -> None:
+    def _write(self, turn: Turn, status: int, headers: bytes, parts: list[Buffer]) -> None:
         size = sum(map(len, parts))
         close = b"" if turn.keep_alive else b"connection: close\r\n"
         head = b"%bcontent-length: %d\r\n%b%b\r\n" % (STATUS_LINE[status], size, headers, close)
@@ -488,7 +431,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.writelines([head, *parts])
         self._finished(turn)
 
-    def _finished(self, turn: _Turn) -> None:
+    def _finished(self, turn: Turn) -> None:
         """The first turn has its answer."""
         self.server_state.total_requests += 1
         if not self.turns or self.turns[0] is not turn:
@@ -515,7 +458,7 @@ class Protocol(HttpToolsProtocol):
         turn = self.receiving
         self.receiving = None
         if turn is None or turn not in self.turns:
-            turn = _Turn(False, False)
+            turn = Turn(False, False)
             self.turns.append(turn)
         if turn.cycle is not None:
             if turn.cycle.response_started:
@@ -556,14 +499,12 @@ class Protocol(HttpToolsProtocol):
 
     # --- everything that is not an infer request: uvicorn's ASGI cycle
 
-    def _asgi(self, turn: _Turn, method: bytes) -> None:
-        try:
-            parsed = httptools.parse_url(self.url)
-            path = unquote_to_bytes(parsed.path).decode("utf-8")
-        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError, TypeError):
+    def _asgi(self, turn: Turn, method: bytes) -> None:
+        target = parse_target(self.url)
+        if target is None:
             turn.error = InvalidRequest("the request target is no valid path")
             return
-        self.is_upload = self.plant.uploads(method.decode("ascii"), path)
+        self.is_upload = self.plant.uploads(method.decode("ascii"), target.path)
         scope: Any = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
@@ -575,9 +516,7 @@ class Protocol(HttpToolsProtocol):
             "headers": self.headers,
             "state": self.app_state.copy(),
             "method": method.decode("ascii"),
-            "path": path,
-            "raw_path": parsed.path,
-            "query_string": parsed.query or b"",
+            **target._asdict(),
         }
         turn.cycle = RequestResponseCycle(
             scope=scope,
