@@ -45,6 +45,7 @@ from core.errors import (
 )
 from core.settings import Settings
 from gateway.codec import rest
+from gateway.http_body import DIRECT_FROM, BodyReader, listen
 from gateway.http_exchange import HttpExchange, InferHead, infer_target, render_error
 from gateway.http_turn import Known, Turn, parse_target
 
@@ -103,6 +104,8 @@ class Protocol(HttpToolsProtocol):
         self.read_bytes = 0
         self.receiving: Turn | None = None
         self.is_upload = False
+        self.reader: BodyReader | None = None
+        """Takes in a large body in this protocol's place."""
         # the last request's head, and the request that a read has begun and ended
         self.known: Known | None = None
         self.whole: Turn | None = None
@@ -144,7 +147,7 @@ class Protocol(HttpToolsProtocol):
         for turn in turns:
             self._abandon(turn)
         self.flow.resume_writing()
-        self.receiving = None
+        self.receiving = self.reader = None
         self.parser = None  # type: ignore[assignment]
 
     def _abandon(self, turn: Turn) -> None:
@@ -259,8 +262,29 @@ class Protocol(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if self.is_upload:
             self.phase = NONE
-        elif self.phase != BODY:
+            return
+        if self.phase != BODY:
             self._expect(BODY, self.settings.body_timeout_s)
+        if turn.exchange is not None and turn.length - turn.size >= DIRECT_FROM and turn is self.turns[0]:
+            self.reader = BodyReader(self, turn.body, turn.length)
+            listen(self.transport, self.reader)
+
+    def body_received(self, body: bytearray) -> None:
+        """The body that a reader took in is whole. The parser, left in the middle of it, is replaced."""
+        self._stop_reader()
+        self.parser = httptools.HttpRequestParser(self)
+        turn = self.receiving
+        self.receiving = None
+        self.phase = NONE
+        if turn is not None:
+            turn.body = body
+            turn.complete = True
+            self._pump()
+
+    def _stop_reader(self) -> None:
+        if self.reader is not None:
+            self.reader = None
+            listen(self.transport, self)
 
     def shutdown(self) -> None:
         """The server stops: answer what is here, then close."""
@@ -455,6 +479,7 @@ class Protocol(HttpToolsProtocol):
         if self.deaf:
             return
         self.deaf = True
+        self._stop_reader()
         turn = self.receiving
         self.receiving = None
         if turn is None or turn not in self.turns:

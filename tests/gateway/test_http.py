@@ -213,6 +213,40 @@ async def test_body_in_pieces_and_chunked() -> None:
         assert (await wire.answer()).body.endswith(b"abcde")
 
 
+@pytest.mark.parametrize("cut", [1, 300, 100_000, 3_999_999])
+async def test_a_large_body_is_read_in_place(cut: int) -> None:
+    """A large body arrives whole wherever it is cut, and what follows it is understood."""
+    body = bytes(range(256)) * 15_625
+    async with running() as server:
+        wire = await server.wire()
+        for _ in range(2):
+            whole = post(INFER, body)
+            await wire.send(whole[:cut])
+            await asyncio.sleep(0.02)
+            await wire.send(whole[cut:])
+            assert (await wire.answer()).body.endswith(body)
+            await wire.send(post(INFER, b"small"))
+            assert (await wire.answer()).body.endswith(b"small")
+        await wire.send(post(INFER, body) + post(INFER, b"right behind"))
+        assert (await wire.answer()).body.endswith(body)
+        assert (await wire.answer()).body.endswith(b"right behind")
+
+
+async def test_a_large_body_that_stops_coming() -> None:
+    """A large body that is not whole in time is cut off; a client that goes meanwhile leaves nothing behind."""
+    async with running(body_timeout_s=0.3) as server:
+        wire = await server.wire()
+        await wire.send(post(INFER, b"x" * 100_000, length=4_000_000))
+        assert (await wire.answer()).status == 408
+        assert await wire.closed()
+        gone = await server.wire()
+        await gone.send(post(INFER, b"x" * 100_000, length=4_000_000))
+        await gone.close()
+        async with asyncio.timeout(5):
+            while server.plant.connections:
+                await asyncio.sleep(0.01)
+
+
 async def test_expect_continue() -> None:
     """A client that waits for 100 Continue gets it, or the refusal before it has sent its body."""
     async with running() as server:
