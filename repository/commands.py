@@ -209,18 +209,29 @@ class Commands:
     # --- aliases and tags -----------------------------------------------------------------------------------------
 
     async def set_alias(self, model: str, alias: str, version: int | str) -> Alias:
-        """Point `alias` at a version, which workers then keep loaded. Raises NotFound for an unknown version."""
+        """Point `alias` at a version, which workers then keep loaded.
+
+        Where the model is being served the version is loaded first, so that requests by the alias never wait for it.
+        Raises NotFound for an unknown version, InvalidRequest with the reason where it does not load.
+        """
         check_alias(alias)
         target = await self._changes.find(model, version)
+        await self._ready_first(target)
         written = await self._changes.point(Alias(model=model, alias=alias, version=target.version))
         try:
-            await self._changes.change(target, lambda now: now, touch=True)
+            await self._changes.change(target, _by_rule_again, touch=True)
         except NotFound:
             with suppress(Conflict):
                 await self._store.delete(written)
             raise
         await self._watch.refresh()
         return written
+
+    async def _ready_first(self, target: Version) -> None:
+        catalog = await self._watch.refresh()
+        served = any(catalog.ready(target.model, number) for number in catalog.versions.get(target.model, ()))
+        if served and target.wanted != NEVER and not catalog.ready(target.model, target.version):
+            await self.load(target.model, target.version)
 
     async def delete_alias(self, model: str, alias: str) -> None:
         there = await self._store.get(Alias, f"{model}/{alias}")
@@ -470,6 +481,11 @@ def _or_refuse(state: VersionState) -> VersionState:
     if state.state != READY:
         raise InvalidRequest(f"version {state.version} of model {state.model!r} did not load: {state.reason}")
     return state
+
+
+def _by_rule_again(version: Version) -> Version:
+    """What an alias wants needs no other reason to be wanted."""
+    return replace(version, wanted=AUTO) if version.wanted == ALWAYS else version
 
 
 async def _once(text: bytes) -> AsyncIterator[bytes]:
