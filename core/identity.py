@@ -99,9 +99,16 @@ class Verifier:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._keys: dict[str, Credential] = {}
+        self.stamp = object()
+        """Another one with each `replace`: what was verified under it holds as long as it does, for lasting keys."""
 
     def replace(self, keys: Iterable[Credential]) -> None:
         self._keys = {key.principal.key_id: key for key in keys}
+        self.stamp = object()
+
+    def lasting(self, principal: Principal) -> bool:
+        """Whether the key of a verified principal never expires."""
+        return not self._keys[principal.key_id].expires
 
     def verify(self, credential: bytes | None) -> Principal:
         """The principal of a key, or Unauthenticated. The comparison takes the same time wherever it differs."""

@@ -79,8 +79,13 @@ class DataPlane:
         route = None
         try:
             principal, route = self.route(exchange)
-            request = exchange.decode(route.version.signature)
-            call = self._call(exchange, request, route, principal)
+            request = exchange.decode(route.mould)
+            key, rows, pieces = route.mould.press(request)
+            deadline = self._deadline(exchange, request, route)
+            call = Call(key, rows, pieces, exchange.received, deadline, principal.owner, request.priority)
+            call.exchange = exchange
+            call.request = request
+            call.route = route
             exchange.entry = call
             route.batcher.submit(call)
         except PenstockError as error:
@@ -96,9 +101,15 @@ class DataPlane:
 
     def route(self, exchange: Exchange) -> tuple[Principal, Route]:
         """Who asks, and what would serve it: all that headers can tell. Raises PenstockError."""
-        principal = self._verifier.verify(exchange.credential)
+        verifier, table, allowed = self._verifier, self._routes.table, exchange.allowed
+        if allowed is not None and allowed.stamp is verifier.stamp and allowed.table is table:
+            return allowed.principal, allowed.route
+        principal = verifier.verify(exchange.credential)
         principal.require(PREDICT)
-        return principal, self._routes.table.resolve(exchange.model, exchange.version, principal)
+        route = table.resolve(exchange.model, exchange.version, principal)
+        if allowed is not None and verifier.lasting(principal):
+            allowed.stamp, allowed.table, allowed.principal, allowed.route = verifier.stamp, table, principal, route
+        return principal, route
 
     def cancel(self, exchange: Exchange) -> None:
         """The client has gone: its request leaves its batch, and is not answered."""
@@ -109,19 +120,10 @@ class DataPlane:
             route.batcher.cancel(entry)
             route.statistics.cancelled += 1
 
-    def _call(self, exchange: Exchange, request: InferRequest, route: Route, principal: Principal) -> Call:
-        key, rows, pieces = route.mould.press(request)
-        deadline = self._deadline(exchange, request, route)
-        call = Call(key, rows, pieces, exchange.received, deadline, principal.owner, request.priority)
-        call.exchange = exchange
-        call.request = request
-        call.route = route
-        return call
-
     def _deadline(self, exchange: Exchange, request: InferRequest, route: Route) -> int:
         """Monotonic ns: the request's own timeout, else the model's default, and never after the transport's."""
-        budget = request.timeout_us * 1000 or route.version.default_deadline_ms * 1_000_000
-        deadline = exchange.received + min(budget, self._longest)
+        budget = request.timeout_us * 1000 or route.budget
+        deadline = exchange.received + (budget if budget < self._longest else self._longest)
         return min(deadline, exchange.deadline) if exchange.deadline else deadline
 
 

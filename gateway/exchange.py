@@ -17,8 +17,10 @@ from core.errors import PenstockError
 from workers.messages import Output, Scalar
 
 if TYPE_CHECKING:
+    from core.identity import Principal
     from gateway.batching.entry import Entry
-    from repository.records import Signature
+    from gateway.fit import Mould
+    from gateway.routing import Route, Table
 
 
 class InputTensor(msgspec.Struct, gc=False):
@@ -59,6 +61,21 @@ class InferResponse(msgspec.Struct):
     request: InferRequest
 
 
+class Pass:
+    """Who asked and what served it, kept between requests that are alike in all that decides it.
+
+    It holds while `stamp` is the verifier's and `table` the routes': a revoked key or a changed route ends it.
+    """
+
+    __slots__ = ("principal", "route", "stamp", "table")
+
+    def __init__(self) -> None:
+        self.stamp: object = None
+        self.table: Table | None = None
+        self.principal: Principal
+        self.route: Route
+
+
 class Exchange:
     """One request in flight. `version` is '' where the caller named none; an alias or digits otherwise.
 
@@ -66,7 +83,7 @@ class Exchange:
     knows of none (the request's own `timeout` and the model's default are the data plane's business).
     """
 
-    __slots__ = ("credential", "deadline", "entry", "model", "received", "version")
+    __slots__ = ("allowed", "credential", "deadline", "entry", "model", "received", "version")
 
     def __init__(self, model: str, version: str, credential: bytes | None, deadline: int = 0) -> None:
         self.model = model
@@ -74,11 +91,16 @@ class Exchange:
         self.credential = credential
         self.received = time.monotonic_ns()
         self.deadline = deadline
+        self.allowed: Pass | None = None
+        """Of a transport that knows requests to be alike: the data plane fills it and goes by it."""
         self.entry: Entry | None = None
         """Set by the data plane while the request waits: what `cancel` takes out of its batch."""
 
-    def decode(self, signature: Signature) -> InferRequest:
-        """The request's content. Raises InvalidRequest, TooLarge, UnsupportedMedia or Unsupported."""
+    def decode(self, mould: Mould) -> InferRequest:
+        """The request's content, as a model of that mould may read it.
+
+        Raises InvalidRequest, TooLarge, UnsupportedMedia or Unsupported.
+        """
         raise NotImplementedError
 
     def reply(self, response: InferResponse) -> None:

@@ -12,14 +12,17 @@ from repository.records import Signature, TensorSpec
 class Mould:
     """A model version's signature, prepared for the question: what does it make of a request?"""
 
-    __slots__ = ("_batched", "_fixed", "_max_batch", "_outputs", "_specs")
+    __slots__ = ("_batched", "_fixed", "_max_batch", "_one", "_outputs", "_specs", "signature")
 
     def __init__(self, signature: Signature, max_batch: int) -> None:
+        self.signature = signature
         self._specs = signature.inputs
         self._outputs = {spec.name for spec in signature.outputs}
         self._batched = max_batch > 0
         self._max_batch = max_batch
         self._fixed = self._fixed_key()
+        self._one = self._specs[0] if self._batched and self._fixed is not None and len(self._specs) == 1 else None
+        """The input of the commonest kind of model: one, batched, its rows all of one shape."""
 
     def _fixed_key(self) -> BatchKey | None:
         """The one key of a model whose rows all have one shape; None where a dimension is variable."""
@@ -31,6 +34,18 @@ class Mould:
     def press(self, request: InferRequest) -> tuple[BatchKey, int, list[Buffer]]:
         """(batch key, rows, raw pieces in the signature's order). Raises InvalidRequest that names the tensor."""
         inputs = request.inputs
+        one = self._one
+        if one is not None and len(inputs) == 1 and not request.parameters and request.outputs is None:
+            (tensor,) = inputs
+            shape = tensor.shape
+            if (
+                tensor.name == one.name
+                and tensor.datatype == one.datatype
+                and len(shape) == len(one.shape)
+                and shape[1:] == one.shape[1:]
+                and 0 < shape[0] <= self._max_batch
+            ):
+                return self._fixed, shape[0], [tensor.data]  # type: ignore[return-value]  # `_one` implies it
         if len(inputs) != len(self._specs):
             inputs = self._in_order(inputs)
         for tensor, spec in zip(inputs, self._specs, strict=True):

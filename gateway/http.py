@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from gateway.dataplane import DataPlane
 
+LENGTH = b"content-length: %d\r\n\r\n"
 LINGER_S = 2.0
 """How long an answer to a request whose body was not read is given to reach the client."""
 JOIN_UP_TO = 1 << 16
@@ -448,11 +449,10 @@ class Protocol(HttpToolsProtocol):
     def _write(self, turn: Turn, status: int, headers: bytes, parts: list[Buffer]) -> None:
         size = sum(map(len, parts))
         close = b"" if turn.keep_alive else b"connection: close\r\n"
-        head = b"%bcontent-length: %d\r\n%b%b\r\n" % (STATUS_LINE[status], size, headers, close)
         if size <= JOIN_UP_TO:
-            self.transport.write(b"".join((head, *parts)))
+            self.transport.write(b"".join((STATUS_LINE[status], headers, close, LENGTH % size, *parts)))
         else:
-            self.transport.writelines([head, *parts])
+            self.transport.writelines([STATUS_LINE[status], headers, close, LENGTH % size, *parts])
         self._finished(turn)
 
     def _finished(self, turn: Turn) -> None:

@@ -16,8 +16,8 @@ from core.errors import InvalidRequest, PenstockError, UnsupportedMedia
 from core.identity import credential_from
 from core.status import status_of
 from gateway.codec import rest
-from gateway.exchange import Exchange, InferRequest, InferResponse
-from repository.records import Signature
+from gateway.exchange import Exchange, InferRequest, InferResponse, Pass
+from gateway.fit import Mould
 
 COMPRESS_FROM = 1024
 """Answers shorter than this many bytes are not worth compressing."""
@@ -58,10 +58,11 @@ class Connection(Protocol):
 class InferHead:
     """What an infer request's path and headers say; shared by all requests of a connection whose heads are equal."""
 
-    __slots__ = ("accept", "content_type", "credential", "encoding", "header_length", "model", "version")
+    __slots__ = ("accept", "allowed", "content_type", "credential", "encoding", "header_length", "model", "version")
 
     def __init__(self, target: tuple[str, str], fields: dict[bytes, bytes]) -> None:
         self.model, self.version = target
+        self.allowed = Pass()
         self.credential = credential_from(fields.get(b"authorization"), fields.get(b"x-api-key"))
         self.content_type = fields.get(b"content-type", b"").lower()
         self.encoding = fields.get(b"content-encoding", b"")
@@ -76,11 +77,12 @@ class HttpExchange(Exchange):
 
     def __init__(self, connection: Connection, head: InferHead) -> None:
         super().__init__(head.model, head.version, head.credential)
+        self.allowed = head.allowed
         self.connection = connection
         self.head = head
         self.body: bytes | bytearray = b""
 
-    def decode(self, signature: Signature) -> InferRequest:
+    def decode(self, mould: Mould) -> InferRequest:
         head = self.head
         body = self.body
         if b"pickle" in head.content_type:
@@ -88,7 +90,7 @@ class HttpExchange(Exchange):
         limits = self.connection.limits
         if head.encoding:
             body = rest.decompress(body, head.encoding.decode("latin-1"), limits.decoded_bytes)
-        return rest.decode(body, _length(head.header_length), signature, limits)
+        return rest.decode(body, _length(head.header_length), mould.signature, limits)
 
     def reply(self, response: InferResponse) -> None:
         parts, header_length = rest.render(response)

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 class Route:
     """An open version and what a request to it needs: its mould, its batcher, its statistics."""
 
-    __slots__ = ("batched", "batcher", "labels", "mould", "name", "number", "output_index", "statistics", "version")
+    __slots__ = ("batched", "batcher", "budget", "labels", "mould", "name", "number", "statistics", "version")
 
     def __init__(self, version: Version, batcher: Batcher, statistics: Statistics) -> None:
         self.version = version
         self.name = version.model
         self.number = str(version.version)
         self.batched = version.max_batch > 0
+        self.budget = version.default_deadline_ms * 1_000_000
+        """Nanoseconds that a request has which names no timeout."""
         self.mould = Mould(version.signature, version.max_batch)
         self.labels = {spec.name: spec.labels for spec in version.signature.outputs}
         self.batcher = batcher

@@ -24,10 +24,10 @@ from gateway import metadata
 from gateway.codec import parameters, protobuf
 from gateway.dataplane import DataPlane
 from gateway.exchange import Exchange, InferRequest, InferResponse
+from gateway.fit import Mould
 from gateway.health import Health
 from gateway.lifecycle import Lifecycle
 from gateway.routes import Routes
-from repository.records import Signature
 from repository.watch import Watch
 
 SERVICE = "inference.GRPCInferenceService"
@@ -134,7 +134,7 @@ class GrpcExchange(Exchange):
         self._most = most
         self.outcome: asyncio.Future[bytes | PenstockError] = asyncio.get_running_loop().create_future()
 
-    def decode(self, signature: Signature) -> InferRequest:
+    def decode(self, mould: Mould) -> InferRequest:
         return protobuf.decode(self._message, self._most)
 
     def reply(self, response: InferResponse) -> None:

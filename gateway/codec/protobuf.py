@@ -198,7 +198,7 @@ def _typed_input(tensor: Any) -> InputTensor:
         raise InvalidRequest(
             f"tensor {name!r}: {len(values)} elements of data where its shape {list(shape)} has {count}"
         )
-    data = tensors.pack(kind, values, name) if kind.size else encode_bytes(values)
+    data = tensors.pack(kind.name, values, name) if kind.size else encode_bytes(values)
     return InputTensor(name, kind.name, shape, data)
 
 

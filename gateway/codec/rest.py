@@ -63,7 +63,11 @@ def decode(body: bytes | bytearray, header_length: int | None, signature: Signat
     `header_length`: the value of Inference-Header-Content-Length; None: all of the body is JSON; 0: a raw binary
     request for a model of one input. Raises InvalidRequest that names the tensor or the place, TooLarge, Unsupported.
     """
-    if header_length == 0:
+    if header_length is None:
+        request = _plain(body, signature, limits)
+        if request is not None:
+            return request
+    elif header_length == 0:
         return _raw_binary(body, signature)
     head, blobs = _split(body, header_length)
     frame = _frame(head)
@@ -76,6 +80,30 @@ def decode(body: bytes | bytearray, header_length: int | None, signature: Signat
     if frame.outputs is not None:
         request.outputs = [_requested(output) for output in frame.outputs]
     return request
+
+
+def _plain(body: bytes | bytearray, signature: Signature, limits: Limits) -> InferRequest | None:
+    """The commonest request in one pass: flat JSON data of the model's kind of elements, and no parameters.
+
+    None for any other, and for whatever is wrong: then `decode` goes the long way, which knows what to say.
+    """
+    element = _ELEMENT.get(signature.inputs[0].datatype) if signature.inputs else None
+    if element is None:
+        return None
+    try:
+        frame = _PLAIN[element].decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    if frame.parameters or frame.outputs is not None or len(frame.inputs) > limits.tensors:
+        return None
+    inputs = []
+    for tensor in frame.inputs:
+        name, datatype, shape, data = tensor.name, tensor.datatype, tensor.shape, tensor.data
+        if tensor.parameters or _ELEMENT.get(datatype) is not element or len(data) != tensors.elements(shape, name):
+            return None
+        raw = encode_bytes([text.encode() for text in data]) if element is str else tensors.pack(datatype, data, name)
+        inputs.append(InputTensor(name, datatype, shape, raw))
+    return InferRequest(inputs, frame.id or "")
 
 
 def _split(body: bytes | bytearray, header_length: int | None) -> tuple[Buffer, memoryview]:
@@ -148,6 +176,33 @@ _ELEMENT: dict[str, Any] = {
 }
 
 
+def _plain_decoder(element: Any) -> msgspec.json.Decoder[Any]:
+    """Of `_Body`, but for the data: a flat list of `element`, decoded at once."""
+    tensor = msgspec.defstruct(
+        "Tensor",
+        [
+            ("name", str),
+            ("shape", tuple[int, ...]),
+            ("datatype", str),
+            ("parameters", Parameters | None, None),
+            ("data", list[element], []),
+        ],
+    )
+    body = msgspec.defstruct(
+        "Body",
+        [
+            ("inputs", list[tensor]),  # type: ignore[valid-type]
+            ("id", str | None, None),
+            ("parameters", Parameters | None, None),
+            ("outputs", list[_Output] | None, None),
+        ],
+    )
+    return msgspec.json.Decoder(body)
+
+
+_PLAIN = {element: _plain_decoder(element) for element in (bool, int, float, str)}
+
+
 @lru_cache(maxsize=256)
 def _data_decoder(element: Any, depth: int) -> msgspec.json.Decoder[Any]:
     kind: Any = element
@@ -167,7 +222,7 @@ def _json_data(frame: _Tensor, kind: DataType, count: int) -> bytes:
             f"tensor {frame.name!r}: {len(values)} elements of data where its shape {list(frame.shape)} has {count}"
         )
     if kind.size:
-        return tensors.pack(kind, values, frame.name)
+        return tensors.pack(kind.name, values, frame.name)
     return encode_bytes([value.encode() for value in values])
 
 

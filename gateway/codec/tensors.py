@@ -76,12 +76,12 @@ def _packer(datatype: str, count: int) -> struct.Struct:
     return struct.Struct(f"<{count}{_CODES[datatype]}")
 
 
-def pack(kind: DataType, values: list[float] | list[int] | list[bool], tensor: str) -> bytes:
+def pack(datatype: str, values: list[float] | list[int] | list[bool], tensor: str) -> bytes:
     """Python numbers → raw bytes. Raises InvalidRequest for a number outside the datatype's range."""
     try:
-        return _packer(kind.name, len(values)).pack(*values)
+        return _packer(datatype, len(values)).pack(*values)
     except (struct.error, OverflowError):
-        raise InvalidRequest(f"tensor {tensor!r}: its data has a number outside the range of {kind.name}") from None
+        raise InvalidRequest(f"tensor {tensor!r}: its data has a number outside the range of {datatype}") from None
 
 
 def limit(count: int, most: int, what: str) -> None:
