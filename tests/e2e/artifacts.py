@@ -53,16 +53,15 @@ def numbered(number: int, megabytes: int = 0) -> bytes:
     ballast = np.full(max(1, megabytes << 18), number, np.float32)
     constants = [
         numpy_helper.from_array(np.array([number], np.float32), "number"),
+        numpy_helper.from_array(np.array([0], np.float32), "zero"),
         numpy_helper.from_array(ballast, "ballast"),
-        numpy_helper.from_array(np.array(0, np.int64), "zero"),
     ]
     nodes = [
-        helper.make_node("Gather", ["ballast", "zero"], ["first"]),
         helper.make_node("Add", ["x", "number"], ["y"]),
-        helper.make_node("Mul", ["x", "zero_f"], ["none"]),
-        helper.make_node("Add", ["none", "first"], ["version"]),
+        helper.make_node("Mul", ["x", "zero"], ["none"]),
+        helper.make_node("Cast", ["none"], ["first"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["ballast", "first"], ["version"]),
     ]
-    constants.append(numpy_helper.from_array(np.array(0, np.float32), "zero_f"))
     outputs = [tensor("y", "FP32", "n", 1), tensor("version", "FP32", "n", 1)]
     return graph(nodes, [tensor("x", "FP32", "n", 1)], outputs, constants)
 
