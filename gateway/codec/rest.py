@@ -350,6 +350,10 @@ class Rendered(NamedTuple):
 def render(response: InferResponse) -> Rendered:
     """A response → its body. Raises InvalidRequest for an output that JSON cannot carry: it says to ask for binary."""
     request = response.request
+    if len(response.outputs) == 1 and request.outputs is None and not (request.binary_output or request.id):
+        (output,) = response.outputs
+        prefix = _one_prefix(response.model, response.version, output.name, output.datatype, output.shape)
+        return Rendered([prefix + _json_values(output) + b"}]}"], None)
     blobs: list[Buffer] = []
     parts = [_prefix(response.model, response.version)]
     if request.id:
@@ -379,6 +383,12 @@ def _prefix(model: str, version: str) -> bytes:
 def _output_prefix(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
     dims = ",".join(map(str, shape))
     return b'{"name":%b,"datatype":"%b","shape":[%b],' % (orjson.dumps(name), datatype.encode(), dims.encode())
+
+
+@lru_cache(maxsize=4096)
+def _one_prefix(model: str, version: str, name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    """All that comes before the data of a response of one JSON output."""
+    return _prefix(model, version) + b'"outputs":[' + _output_prefix(name, datatype, shape) + b'"data":'
 
 
 def _output(output: Output, binary: bool, blobs: list[Buffer]) -> bytes:
