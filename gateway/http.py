@@ -251,10 +251,7 @@ class Protocol(HttpToolsProtocol):
         """A body on its way: refuse it now where its headers already say so, else let it come, within its time."""
         if turn.exchange is not None and not turn.checked and turn.error is None:
             turn.checked = True
-            try:
-                self.plant.plane.route(turn.exchange)
-            except PenstockError as error:
-                turn.error = error
+            turn.error = self._refusal(turn.exchange)
         if turn.error is not None:
             self._refuse(turn.error)
             return
@@ -270,7 +267,15 @@ class Protocol(HttpToolsProtocol):
             self.reader = BodyReader(self, turn.body, turn.length)
             listen(self.transport, self.reader)
 
-    def body_received(self, body: bytearray) -> None:
+    def _refusal(self, exchange: HttpExchange) -> PenstockError | None:
+        """Why a request need not be received: what its headers say of who asks for which model."""
+        try:
+            self.plant.plane.route(exchange)
+        except PenstockError as error:
+            return error
+        return None
+
+    def body_received(self, body: memoryview) -> None:
         """The body that a reader took in is whole. The parser, left in the middle of it, is replaced."""
         self._stop_reader()
         self.parser = httptools.HttpRequestParser(self)
@@ -371,8 +376,8 @@ class Protocol(HttpToolsProtocol):
             turn.exchange = HttpExchange(self, turn.head)
         else:
             self._asgi(turn, method)
-        if turn.length > self.settings.max_body_bytes and not self.is_upload and turn.error is None:
-            turn.error = self._too_large()
+        if turn.exchange is not None and turn.length > self.settings.max_body_bytes:
+            turn.error = self._refusal(turn.exchange) or self._too_large()
         if turn.cycle is not None and turn.error is None:
             self._pump()
 

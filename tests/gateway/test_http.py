@@ -439,6 +439,16 @@ async def test_refused_before_the_body() -> None:
         assert await wire.closed()
 
 
+async def test_who_asks_comes_before_how_much() -> None:
+    """A stranger is told that they are one, also where the body would be too large."""
+    async with running(max_body_bytes=10) as server:
+        server.plane.refusal = Unauthenticated("no")
+        for body, length in ((b"", 1 << 40), (b"x" * 100, 100)):
+            wire = await server.wire()
+            await wire.send(post(INFER, body, length=length))
+            assert (await wire.answer()).status == 401
+
+
 async def test_a_reader_that_never_reads_is_cut_off() -> None:
     """A client that asks and never takes its answers is cut off, and holds no more than a few of them in memory."""
     async with running(write_timeout_s=0.3) as server:
