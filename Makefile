@@ -10,7 +10,7 @@ up:
 
 test:
 	@sh requirements/install dev
-	.venv/bin/python -m pytest --cov --cov-report=term $(ARGS)
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term $(ARGS)
 
 check:
 	@sh requirements/install dev
