@@ -10,7 +10,7 @@ import time
 
 import structlog
 
-from core.errors import Internal, InvalidRequest, PenstockError
+from core.errors import Internal, InvalidRequest, PenstockError, new_error_id
 from core.identity import PREDICT, Principal, Verifier
 from core.settings import Settings
 from gateway.batching.entry import Entry
@@ -134,7 +134,3 @@ def internal(error: BaseException) -> PenstockError:
     failure = Internal("internal error; the log has the details", error_id=new_error_id())
     log.error("internal error", error_id=failure.error_id, exc_info=error)
     return failure
-
-
-def new_error_id() -> str:
-    return f"{time.time_ns():x}"

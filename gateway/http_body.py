@@ -10,6 +10,10 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+import numpy as np
+
+from core.datatypes import Buffer
+
 DIRECT_FROM = 1 << 16
 """Bytes still to come from which this is worth the change of protocols."""
 
@@ -19,7 +23,7 @@ class Receiver(Protocol):
 
     transport: asyncio.Transport
 
-    def body_received(self, body: bytearray) -> None: ...
+    def body_received(self, body: memoryview) -> None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...
     def eof_received(self) -> bool | None: ...
     def pause_writing(self) -> None: ...
@@ -29,11 +33,10 @@ class Receiver(Protocol):
 class BodyReader(asyncio.BufferedProtocol):
     """Fills a body of `length` bytes, of which `begun` are here, then hands it to `receiver` and steps back."""
 
-    def __init__(self, receiver: Receiver, begun: bytes | bytearray, length: int) -> None:
+    def __init__(self, receiver: Receiver, begun: Buffer, length: int) -> None:
         self._receiver = receiver
-        self._body = bytearray(length)
+        self._body = np.empty(length, np.uint8).data  # a bytearray would be zeroed, and so all its pages touched
         self._body[: len(begun)] = begun
-        self._view = memoryview(self._body)
         self._at = len(begun)
         self.connection_lost = receiver.connection_lost  # type: ignore[method-assign]
         self.eof_received = receiver.eof_received  # type: ignore[method-assign]
@@ -41,12 +44,11 @@ class BodyReader(asyncio.BufferedProtocol):
         self.resume_writing = receiver.resume_writing  # type: ignore[method-assign]
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._view[self._at :]
+        return self._body[self._at :]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._at += nbytes
         if self._at == len(self._body):
-            self._view.release()
             self._receiver.body_received(self._body)
 
 

@@ -80,7 +80,7 @@ class HttpExchange(Exchange):
         self.allowed = head.allowed
         self.connection = connection
         self.head = head
-        self.body: bytes | bytearray = b""
+        self.body: Buffer = b""
 
     def decode(self, mould: Mould) -> InferRequest:
         head = self.head

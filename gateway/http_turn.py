@@ -8,6 +8,7 @@ from urllib.parse import unquote_to_bytes
 import httptools
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from core.datatypes import Buffer
 from core.errors import PenstockError
 from gateway.http_exchange import HttpExchange, InferHead
 
@@ -41,7 +42,7 @@ class Turn:
         """Decided before the request was whole; answered in its turn."""
         self.length = 0
         """Content-Length; 0 where there is none."""
-        self.body: bytes | bytearray = b""
+        self.body: Buffer = b""
         self.size = 0
         self.checked = False
         self.complete = False
@@ -53,7 +54,7 @@ class Turn:
         if not self.body:
             self.body = data
         else:
-            if isinstance(self.body, bytes):
+            if not isinstance(self.body, bytearray):
                 self.body = bytearray(self.body)
             self.body += data
 

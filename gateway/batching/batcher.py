@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import secrets
 import time
 from collections.abc import Callable
 
 import structlog
 
-from core.errors import DeadlineExceeded, Draining, Internal, PenstockError
+from core.errors import DeadlineExceeded, Draining, Internal, PenstockError, new_error_id
 from core.settings import Settings
 from gateway.admission import Admission
 from gateway.batching.entry import Entry
@@ -303,7 +302,7 @@ def _expired() -> DeadlineExceeded:
 
 def _internal(what: str) -> Internal:
     """An error of ours; what happened goes to the log under its id."""
-    error_id = secrets.token_hex(8)
+    error_id = new_error_id()
     log.error(what, error_id=error_id, exc_info=True)
     return Internal("the request failed inside the server", error_id=error_id)
 

@@ -57,7 +57,7 @@ class _Body(msgspec.Struct):
 _body = msgspec.json.Decoder(_Body)
 
 
-def decode(body: bytes | bytearray, header_length: int | None, signature: Signature, limits: Limits) -> InferRequest:
+def decode(body: Buffer, header_length: int | None, signature: Signature, limits: Limits) -> InferRequest:
     """A request body → the request.
 
     `header_length`: the value of Inference-Header-Content-Length; None: all of the body is JSON; 0: a raw binary
@@ -82,7 +82,7 @@ def decode(body: bytes | bytearray, header_length: int | None, signature: Signat
     return request
 
 
-def _plain(body: bytes | bytearray, signature: Signature, limits: Limits) -> InferRequest | None:
+def _plain(body: Buffer, signature: Signature, limits: Limits) -> InferRequest | None:
     """The commonest request in one pass: flat JSON data of the model's kind of elements, and no parameters.
 
     None for any other, and for whatever is wrong: then `decode` goes the long way, which knows what to say.
@@ -106,7 +106,7 @@ def _plain(body: bytes | bytearray, signature: Signature, limits: Limits) -> Inf
     return InferRequest(inputs, frame.id or "")
 
 
-def _split(body: bytes | bytearray, header_length: int | None) -> tuple[Buffer, memoryview]:
+def _split(body: Buffer, header_length: int | None) -> tuple[Buffer, memoryview]:
     if header_length is None:
         return body, memoryview(b"")
     if header_length > len(body):
@@ -273,7 +273,7 @@ def _requested(frame: _Output) -> RequestedOutput:
     return wanted
 
 
-def _raw_binary(body: bytes | bytearray, signature: Signature) -> InferRequest:
+def _raw_binary(body: Buffer, signature: Signature) -> InferRequest:
     """The whole body is the one input's data, a batch of one; BYTES must have shape [1] (extension_binary_data.md)."""
     if len(signature.inputs) != 1:
         raise InvalidRequest(f"a raw binary request needs a model of one input; this one has {len(signature.inputs)}")
@@ -309,7 +309,7 @@ def _raw_shape(name: str, spec: tuple[int, ...], size: int, kind: DataType) -> t
 _WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
-def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes | bytearray:
+def decompress(body: Buffer, encoding: str, limit: int) -> Buffer:
     """The body behind a Content-Encoding; never more than `limit` bytes are made of it.
 
     Raises UnsupportedMedia for an unknown encoding, TooLarge beyond the limit, InvalidRequest for damaged data.

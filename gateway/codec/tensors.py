@@ -32,6 +32,8 @@ def elements(shape: tuple[int, ...], tensor: str) -> int:
     count = prod(shape)
     if count > MAX_ELEMENTS:
         raise InvalidRequest(f"tensor {tensor!r}: a shape of {count} elements; at most {MAX_ELEMENTS}")
+    if not count and shape and max(shape) > MAX_ELEMENTS:
+        raise InvalidRequest(f"tensor {tensor!r}: a dimension of {max(shape)} in its shape is too large")
     return count
 
 
