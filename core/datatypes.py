@@ -105,16 +105,6 @@ def decode_bytes(data: Buffer, count: int, name: str = "tensor") -> list[bytes]:
     return elements
 
 
-def to_array(datatype: DataType, shape: tuple[int, ...], data: Buffer, name: str = "tensor") -> NDArray[Any]:
-    """A tensor's wire bytes → an array of `shape`: a read-only view for fixed sizes, objects of bytes for BYTES."""
-    if datatype.size:
-        return np.frombuffer(data, dtype=datatype.numpy).reshape(shape)
-    count = int(np.prod(shape, dtype=np.int64))
-    array = np.empty(count, dtype=object)
-    array[:] = decode_bytes(data, count, name)
-    return array.reshape(shape)
-
-
 def to_wire(datatype: DataType, array: NDArray[Any]) -> Buffer:
     """An array → its wire bytes: a view where the array is contiguous and of the right dtype.
 

@@ -28,6 +28,8 @@ The domain raises these; the edges translate them by the one table in `core/stat
 
 from __future__ import annotations
 
+import secrets
+
 
 class PenstockError(Exception):
     """Base of every error with a meaning on the wire.
@@ -144,6 +146,11 @@ def leaves(base: type[PenstockError] = PenstockError) -> list[type[PenstockError
     for child in base.__subclasses__():
         found += [child, *leaves(child)]
     return found
+
+
+def new_error_id() -> str:
+    """What an answer and the line of the log that explains it have in common."""
+    return secrets.token_hex(8)
 
 
 BY_REASON: dict[str, type[PenstockError]] = {error.reason: error for error in leaves()}

@@ -49,9 +49,6 @@ class Catalog:
         """The highest version number of a model, whatever its state."""
         return max(self.versions.get(model, ()), default=None)
 
-    def aliases_of(self, model: str, version: int) -> list[str]:
-        return [alias for alias, target in self.aliases.get(model, {}).items() if target == version]
-
     def resolve(self, model: str, version: str = "") -> int | None:
         """The number that digits or an alias stand for, if there is such a version.
 

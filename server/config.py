@@ -12,7 +12,7 @@ from core import settings
 from core.errors import InvalidRequest
 
 SECRET = frozenset[str]()
-"""Settings whose value is never shown. None is a secret yet: the key stands in client.toml."""
+"""Settings whose value is never shown. There is none: the key stands in client.toml."""
 MASK = "********"
 
 

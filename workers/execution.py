@@ -9,14 +9,13 @@ All of it synchronous, on the compute thread; `worker.py` is the shell that feed
 
 from __future__ import annotations
 
-import secrets
 import sys
 import time
 
 import numpy as np
 import structlog
 
-from core.errors import ModelFailed, PenstockError
+from core.errors import ModelFailed, PenstockError, new_error_id
 from repository.records import Version
 from workers.coalesce import halves
 from workers.merge import Array, Arrays, merge, split
@@ -100,7 +99,7 @@ class Runner:
     def _failure(self, error: BaseException) -> Failure:
         if isinstance(error, PenstockError) and not isinstance(error, WrongOutput):
             return failure_of(error)
-        error_id = secrets.token_hex(8)
+        error_id = new_error_id()
         log.error("model failed", model=self.version.key, error_id=error_id, exc_info=error)
         return failure_of(ModelFailed(_message(error), error_id=error_id))
 

@@ -11,7 +11,6 @@ with a deque and a condition, 24 µs through `ThreadPoolExecutor.submit`, 46 µs
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from core.errors import DeadlineExceeded, Internal, Unavailable, WorkerLost
+from core.errors import DeadlineExceeded, Internal, Unavailable, WorkerLost, new_error_id
 from repository.records import Version
 from workers.coalesce import choose, join, pick
 from workers.execution import Result, Runner, Stages
@@ -156,7 +155,7 @@ class Worker:
         try:
             return self._run(jobs)
         except BaseException as error:
-            error_id = secrets.token_hex(8)
+            error_id = new_error_id()
             log.error("worker failed", model=self.version.key, error_id=error_id, exc_info=error)
             failure = failure_of(Internal("the worker failed on this batch", error_id=error_id))
             return [(job, Reply(job.batch.id, [failure] * len(job.batch.members), Timing())) for job in jobs]

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from python_multipart.multipart import parse_form
 
-from core.datatypes import DATATYPES, to_array, to_wire
+from core.datatypes import DATATYPES, to_wire
+from tests.arrays import to_array
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -162,7 +163,7 @@ def version_record(number: int = 1) -> dict[str, Any]:
         "max_batch": 32,
         "default_deadline_ms": 30000,
         "queue_bound": 2048,
-        "warmup": [],
+        "warmup": [1, 8],
         "signature": {
             "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 8, 8]}],
             "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 2], "labels": ["no", "yes"]}],
@@ -192,7 +193,8 @@ READS: dict[str, Any] = {
 
 
 def _one(path: list[str]) -> dict[str, Any]:
-    return version_record(int(path[3])) if "versions" in path else model_record(path[1])
+    aliases = {"champion": 1}
+    return version_record(aliases.get(path[3]) or int(path[3])) if "versions" in path else model_record(path[1])
 
 
 # --- bodies -------------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as npst
 from penstock import wire
 from penstock.errors import InvalidInput, UnexpectedAnswer
 
-from core.datatypes import DATATYPES, to_array
+from core.datatypes import DATATYPES
 from core.datatypes import to_wire as server_to_wire
+from tests.arrays import to_array
 
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 

@@ -54,7 +54,7 @@ def test_a_name_resolves_to_a_number() -> None:
     assert MADE.resolve("unknown") is None
     crowned = catalog(8, MADE.all_versions(), MADE.states.values(), [alias("champion", 10)])
     assert crowned.resolve("m") == 10
-    assert crowned.aliases_of("m", 10) == ["champion"]
+    assert crowned.aliases["m"] == {"champion": 10}
 
 
 def test_credentials_are_those_of_keys_not_revoked() -> None:

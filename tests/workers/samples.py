@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from core.datatypes import DATATYPES, to_array, to_wire
+from core.datatypes import DATATYPES, to_wire
 from repository.records import Signature, TensorSpec, Version
+from tests.arrays import to_array
 from workers.merge import Array
 from workers.messages import Batch, Column, Failure, Member, Output
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.datatypes import DATATYPES, Buffer, decode_bytes, encode_bytes, to_array
+from core.datatypes import DATATYPES, Buffer, decode_bytes, encode_bytes
 from core.errors import InvalidRequest
 from repository.records import TensorSpec
+from tests.arrays import to_array
 from tests.workers.samples import batch_of, rows
 from workers.merge import merge, split
 from workers.messages import Batch, Column, Member

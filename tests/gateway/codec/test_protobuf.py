@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from core.datatypes import DATATYPES, Buffer, decode_bytes, encode_bytes, to_array
+from core.datatypes import DATATYPES, Buffer, decode_bytes, encode_bytes
 from core.errors import InvalidRequest, PenstockError, TooLarge, Unsupported
 from gateway.codec import protobuf
 from gateway.exchange import InferRequest, InferResponse
+from tests.arrays import to_array
 from workers.messages import Output
 
 MOST = 8

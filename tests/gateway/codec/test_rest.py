@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from core.datatypes import DATATYPES, to_array, to_wire
+from core.datatypes import DATATYPES, to_wire
 from core.errors import InvalidRequest, PenstockError, TooLarge, Unsupported, UnsupportedMedia
 from gateway.codec import rest
 from gateway.exchange import InferRequest, InferResponse, RequestedOutput
 from repository.records import Signature, TensorSpec
+from tests.arrays import to_array
 from workers.messages import Output
 
 LIMITS = rest.Limits(decoded_bytes=1 << 20, tensors=8)
