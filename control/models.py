@@ -80,14 +80,14 @@ def _reading(watch: Watch) -> APIRouter:
     @api.get("", summary="The models that the key may see")
     async def list_models(who: Reader) -> Models:
         catalog = await watch.refresh()
-        return Models(models=[model_view(catalog, model) for model in sorted(catalog.versions) if who.sees(model)])
+        return Models(models=[model_view(catalog, model, who) for model in sorted(catalog.versions) if who.sees(model)])
 
     @api.get("/{model}", summary="One model: its aliases, and its versions, newest first")
     async def read_model(who: Reader, model: str) -> ModelView:
         catalog = await watch.refresh()
         if model not in catalog.versions:
             raise NotFound(f"unknown model {model[:128]!r}")
-        return model_view(catalog, model)
+        return model_view(catalog, model, who)
 
     @api.get("/{model}/versions/{version}", summary="One version, by number or alias")
     async def read_version(who: Reader, model: str, version: str) -> VersionView:
@@ -96,7 +96,7 @@ def _reading(watch: Watch) -> APIRouter:
         found = None if number is None else catalog.version(model, number)
         if found is None:
             raise NotFound(f"model {model[:128]!r} has no version {version[:128]!r}")
-        return version_view(found, catalog.states.get((model, found.version)))
+        return version_view(found, catalog.states.get((model, found.version)), who)
 
     return api
 
@@ -118,18 +118,18 @@ def _pushing(commands: Commands, watch: Watch, settings: Settings) -> APIRouter:
         openapi_extra=PUSH_BODY,
     )
     async def push(who: Deployer, model: str, request: Request, wait: Wait = None) -> Response:
-        sender = Sender(request.receive, settings.push_min_rate)
+        sender = Sender(request.receive, settings.push_min_rate, settings.push_window_s)
         try:
             version, manifest = await _received(commands, settings, who, model, request, sender, wait)
         except (PenstockError, ClientDisconnect) as error:
             return await _cut_off(error, sender)
         if wait == 0:
-            return _shown(version, None, 202)
+            return _shown(version, None, who, 202)
         try:
             state = await commands.settle(version, manifest.alias, wait)
         except PenstockError as error:
             return error_response(error, version=version.version)
-        return _shown(watch.catalog.version(model, version.version) or version, state, 201)
+        return _shown(watch.catalog.version(model, version.version) or version, state, who, 201)
 
     return api
 
@@ -144,11 +144,11 @@ async def _received(
     wait: float | None,
 ) -> tuple[Version, Manifest]:
     """Read and store what is pushed, refusing as early as possible."""
-    allow_body(request, settings.max_push_bytes + OVERHEAD)
+    allow_body(request, settings.max_push_bytes + settings.max_manifest_bytes + OVERHEAD)
     headers = request.headers
     boundary = boundary_of(headers.get("content-type", ""), headers.get("content-encoding", ""))
-    check_length(headers, settings.max_push_bytes)
-    upload = Upload(sender.chunks(), boundary)
+    check_length(headers, settings.max_push_bytes, settings.max_manifest_bytes)
+    upload = Upload(sender.chunks(), boundary, settings.max_manifest_bytes)
     manifest = parse(await upload.manifest(), settings)
     if wait == 0 and manifest.alias is not None:
         raise InvalidRequest("alias: it is set once the version is ready, so it needs a wait")
@@ -169,14 +169,14 @@ async def _cut_off(error: PenstockError | ClientDisconnect, sender: Sender) -> R
     return answer
 
 
-def _shown(version: Version, state: VersionState | None, status: int) -> Response:
-    return Response(version_view(version, state).model_dump_json(), status, media_type="application/json")
+def _shown(version: Version, state: VersionState | None, who: Principal, status: int) -> Response:
+    return Response(version_view(version, state, who).model_dump_json(), status, media_type="application/json")
 
 
 def _changing(commands: Commands, watch: Watch) -> APIRouter:
     api = APIRouter(prefix="/models")
 
-    @api.delete("/{model}", summary="Delete a model with all its versions")
+    @api.delete("/{model}", summary="Delete a model with all its versions and aliases")
     async def delete_model(who: Deployer, model: str) -> Deleted:
         await commands.delete_model(model)
         return Deleted(deleted=model)
@@ -193,7 +193,7 @@ def _changing(commands: Commands, watch: Watch) -> APIRouter:
     @api.put("/{model}/versions/{version}/tags", summary="Replace the tags of a version")
     async def set_tags(who: Deployer, model: str, version: str, tags: dict[str, str]) -> VersionView:
         changed = await commands.set_tags(model, version, tags)
-        return version_view(changed, watch.catalog.states.get((model, changed.version)))
+        return version_view(changed, watch.catalog.states.get((model, changed.version)), who)
 
     @api.put("/{model}/aliases/{alias}", summary="Point an alias at a version")
     async def set_alias(who: Deployer, model: str, alias: str, target: Target) -> AliasView:

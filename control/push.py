@@ -20,11 +20,8 @@ from starlette.types import Receive
 from core.errors import InvalidRequest, SlowSender, TooLarge, UnsupportedMedia
 from core.settings import MIB
 
-MAX_MANIFEST = MIB
-OVERHEAD = 2 * MIB
-"""Bytes that a push may have beyond its artifact: the manifest, the parts' headers."""
-WINDOW_S = 15.0
-"""Seconds over which the minimum rate is measured."""
+OVERHEAD = MIB
+"""Bytes that a push may have beyond its artifact and its manifest: the parts' headers."""
 LEFTOVER, LEFTOVER_S = 8 * MIB, 2.0
 """Bytes and seconds of a refused upload that are still taken before its connection is closed."""
 MANIFEST, ARTIFACT = "manifest", "artifact"
@@ -44,10 +41,13 @@ def boundary_of(content_type: str, content_encoding: str = "") -> bytes:
 
 
 class Upload:
-    """The parts of one push, in order: `await manifest()`, then `async for piece in artifact()`."""
+    """The parts of one push, in order: `await manifest()`, of up to `max_manifest` bytes, then
+    `async for piece in artifact()`.
+    """
 
-    def __init__(self, chunks: AsyncIterator[bytes], boundary: bytes) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], boundary: bytes, max_manifest: int = MIB) -> None:
         self._chunks = chunks
+        self._max_manifest = max_manifest
         self._parser = MultipartParser(
             boundary,
             {
@@ -130,8 +130,8 @@ class Upload:
         if self._part == ARTIFACT:
             self._pieces.append(data[start:end])
             return
-        if len(self._manifest) + end - start > MAX_MANIFEST:
-            raise TooLarge(f"the manifest exceeds {MAX_MANIFEST} bytes")
+        if len(self._manifest) + end - start > self._max_manifest:
+            raise TooLarge(f"the manifest exceeds {self._max_manifest} bytes")
         self._manifest += data[start:end]
 
     def _on_part_end(self) -> None:
@@ -167,12 +167,14 @@ class Pace:
 
 
 class Sender:
-    """The other end of a push. `more`: its body has not come to its end yet."""
+    """The other end of a push, held to `rate` bytes a second over each `window` seconds. `more`: its body has not come
+    to its end yet.
+    """
 
-    def __init__(self, receive: Receive, rate: int) -> None:
+    def __init__(self, receive: Receive, rate: int, window: float = 15.0) -> None:
         self.more = True
         self._receive = receive
-        self._pace = Pace(rate, WINDOW_S)
+        self._pace = Pace(rate, window)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, none of it waited for longer than the rate allows.
@@ -207,8 +209,8 @@ class Sender:
         return cast(bytes, message.get("body", b""))
 
 
-def check_length(headers: Mapping[str, str], limit: int) -> None:
+def check_length(headers: Mapping[str, str], limit: int, max_manifest: int = MIB) -> None:
     """Raise TooLarge where the Content-Length alone says that the artifact is beyond `limit` bytes."""
     length = headers.get("content-length", "")
-    if length.isdigit() and int(length[:19]) > limit + OVERHEAD:
+    if length.isdigit() and int(length[:19]) > limit + max_manifest + OVERHEAD:
         raise TooLarge(f"the artifact exceeds {limit} bytes")

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from core.identity import PREDICT, Principal
+from repository.access import reason_for
 from repository.catalog import Catalog
 from repository.records import ApiKey, TensorSpec, Version, VersionState
 
@@ -37,7 +38,7 @@ class SignatureView(BaseModel):
 class VersionView(BaseModel):
     version: int = Field(examples=[3])
     state: str = Field(description="READY, LOADING, UNLOADING, UNAVAILABLE or UNKNOWN", examples=["READY"])
-    reason: str = Field(description="why it is not ready, or what to know of it")
+    reason: str = Field(description="why it is not ready, or what to know of it; in full for those who may deploy")
     format: str = Field(examples=["onnx"])
     platform: str = Field(examples=["onnx_onnxv1"])
     size: int = Field(description="of the artifact, in bytes")
@@ -46,7 +47,7 @@ class VersionView(BaseModel):
     max_batch: int = Field(description="rows of one execution; 0: no batching; -1: not known before the first load")
     default_deadline_ms: int
     queue_bound: int
-    warmup: list[int]
+    warmup: list[int] = Field(description="rows of each run before it is ready")
     signature: SignatureView
     tags: dict[str, str]
     owner: str
@@ -138,24 +139,24 @@ class NewKey(Accepted):
     expires_in_s: float | None = Field(default=None, description="seconds until it expires; default: never")
 
 
-def model_view(catalog: Catalog, model: str) -> ModelView:
-    """A model of the catalog; its owner is that of the oldest version kept."""
+def model_view(catalog: Catalog, model: str, who: Principal) -> ModelView:
+    """A model of the catalog as `who` may see it; its owner is that of the oldest version kept."""
     versions = list(catalog.versions[model].values())
     return ModelView(
         name=model,
         owner=versions[0].owner,
         aliases=dict(catalog.aliases.get(model, {})),
         versions=[
-            version_view(version, catalog.states.get((model, version.version))) for version in reversed(versions)
+            version_view(version, catalog.states.get((model, version.version)), who) for version in reversed(versions)
         ],
     )
 
 
-def version_view(version: Version, state: VersionState | None) -> VersionView:
+def version_view(version: Version, state: VersionState | None, who: Principal) -> VersionView:
     return VersionView(
         version=version.version,
         state="UNKNOWN" if state is None else state.state,
-        reason="" if state is None else state.reason,
+        reason=reason_for(who, state),
         format=version.format,
         platform=version.platform,
         size=version.size,

@@ -39,10 +39,14 @@ class Settings(BaseSettings):
     # what a request may be
     max_body_bytes: Count = Field(default=64 * MIB, description="request body as sent (Triton: 64 MiB)")
     max_decoded_bytes: Count = Field(default=128 * MIB, description="request body after gzip or deflate")
-    max_header_bytes: Count = Field(default=16 * 1024, description="request line and headers together")
+    max_header_bytes: Count = Field(
+        default=16 * 1024, description="request line and headers; also the metadata of a gRPC call"
+    )
     max_tensors: Count = Field(
         default=256, description="inputs of one request; also its requested outputs and parameters"
     )
+    max_tensor_rank: Annotated[int, Field(ge=1, le=32)] = Field(default=32, description="dimensions of one tensor")
+    max_tensor_elements: Count = Field(default=1 << 31, description="elements of one tensor, by its shape")
     max_json_depth: Count = Field(
         default=32, description="nesting of a JSON body (in an infer request: no deeper than its tensors)"
     )
@@ -57,7 +61,14 @@ class Settings(BaseSettings):
     )
     max_connections: Count = Field(default=20_000, description="open HTTP connections")
     grpc_keepalive_s: Seconds = Field(default=30.0, description="a silent gRPC connection is pinged after this")
+    grpc_ping_timeout_s: Seconds = Field(
+        default=20.0, description="ends a gRPC connection that answers no ping for so long"
+    )
+    grpc_min_ping_interval_s: Seconds = Field(
+        default=5.0, description="a gRPC client that pings more often is turned away"
+    )
     grpc_max_streams: Count = Field(default=1024, description="concurrent gRPC calls on one connection")
+    max_control_bytes: Count = Field(default=MIB, description="body of a request that is neither an infer nor a push")
 
     # batching and deadlines
     default_max_batch: Count = Field(default=32, description="max batch of a push that names none and can batch")
@@ -76,7 +87,9 @@ class Settings(BaseSettings):
         default=None, description="accept formats that carry code; default: on while every listener is on loopback"
     )
     max_push_bytes: Count = Field(default=4096 * MIB, description="artifact of one push")
-    push_min_rate: Count = Field(default=64 * 1024, description="bytes/s below which an upload is cut off, over 15 s")
+    max_manifest_bytes: Count = Field(default=MIB, description="manifest of one push, its example included")
+    push_min_rate: Count = Field(default=64 * 1024, description="bytes/s below which an upload is cut off")
+    push_window_s: Seconds = Field(default=15.0, description="an upload's rate is measured over this")
     versions_kept: Count = Field(
         default=10, description="versions kept of a model; older ones without alias go at the next push"
     )
@@ -85,20 +98,24 @@ class Settings(BaseSettings):
     compute_threads: Annotated[int, Ge(0)] = Field(
         default=0, description="torch, OpenMP and onnxruntime threads; 0 = the cores"
     )
+    concurrent_loads: Count = Field(default=2, description="versions that are loaded at the same time")
     load_timeout_s: Seconds = Field(default=120.0, description="to start, load and warm one version")
     drain_timeout_s: Seconds = Field(
         default=20.0, description="to finish accepted requests when a version or the server stops"
     )
     child_memory_bytes: Annotated[int, Ge(0)] = Field(
-        default=0, description="memory of one model's child process; 0 = no limit"
+        default=0, description="memory of one model's child process; 0 = three quarters of the machine's"
+    )
+    child_patience_s: Seconds = Field(
+        default=10.0, description="a child that answers nothing is not taken for hung before this"
     )
     child_restart_max_s: Seconds = Field(
         default=30.0, description="longest back-off before a dead child is started again"
     )
 
     # housekeeping
-    poll_interval_s: Seconds = Field(
-        default=1.0, description="the repository is asked for changes by others this often"
+    poll_interval_s: Annotated[float, Field(gt=0, le=4)] = Field(
+        default=1.0, description="the repository is asked for changes by others this often: a key is revoked by then"
     )
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
@@ -118,6 +135,23 @@ class Settings(BaseSettings):
     def threads(self) -> int:
         return self.compute_threads or (os.cpu_count() or 1)
 
+    @property
+    def child_memory(self) -> int:
+        """Bytes that a child may hold: `child_memory_bytes` where it is set, else three quarters of the machine's."""
+        return self.child_memory_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4
+
+    def in_force(self, name: str) -> str:
+        """The value of a setting as text; of one left to the server also what it decided."""
+        value = getattr(self, name)
+        decided = AUTOMATIC.get(name)
+        if decided is None or value != Settings.model_fields[name].default:
+            return str(value)
+        return f"auto ({getattr(self, decided)})"
+
+
+AUTOMATIC = {"allow_code": "code_allowed", "compute_threads": "threads", "child_memory_bytes": "child_memory"}
+"""Setting whose default leaves it to the server → the property that decides."""
+
 
 def load() -> Settings:
     """Settings of this process from its environment. Raises InvalidRequest that names each wrong value."""
@@ -132,10 +166,10 @@ def load() -> Settings:
 
 
 def origins(settings: Settings) -> list[tuple[str, str, str, str]]:
-    """(name, value, origin, description) of every setting, in the order of their definition."""
+    """(name, value in force, origin, description) of every setting, in the order of their definition."""
     rows = []
     for name, field in Settings.model_fields.items():
         variable = f"PENSTOCK_{name.upper()}"
         origin = variable if variable in os.environ else "default"
-        rows.append((name, str(getattr(settings, name)), origin, field.description or ""))
+        rows.append((name, settings.in_force(name), origin, field.description or ""))
     return rows

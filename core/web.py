@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import secrets
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -22,7 +21,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import Internal, InvalidRequest, PenstockError, TooLarge, Unauthenticated
+from core.errors import (
+    Internal,
+    InvalidRequest,
+    PenstockError,
+    TooLarge,
+    Unauthenticated,
+    UnsupportedMedia,
+    new_error_id,
+)
 from core.identity import Principal, Verifier, credential_from
 from core.settings import MIB
 from core.status import status_of
@@ -45,7 +52,8 @@ TOLD = 5
 class Guard:
     """ASGI middleware: `scope["state"]["principal"]` is who asks, None where a `public` path is read (GET).
 
-    `max_body` in bytes and `max_depth` in levels of JSON hold for every route that does not say otherwise.
+    `max_body` in bytes and `max_depth` in levels of JSON hold for every route that does not say otherwise. Refused
+    with 415 are a media type of pickles, and a Content-Encoding but on the paths that `may_compress`.
     """
 
     def __init__(
@@ -55,12 +63,14 @@ class Guard:
         public: frozenset[str],
         max_body: int = ORDINARY_BODY,
         max_depth: int = ORDINARY_DEPTH,
+        may_compress: Callable[[str], bool] = lambda path: False,
     ) -> None:
         self._app = app
         self._verifier = verifier
         self._public = public
         self._limit = max_body
         self._depth = max_depth
+        self._may_compress = may_compress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -68,7 +78,8 @@ class Guard:
             return
         try:
             principal = self._principal(scope)
-        except Unauthenticated as error:
+            self._check_media(scope)
+        except (Unauthenticated, UnsupportedMedia) as error:
             await _refuse(error, scope, receive, send)
             return
         if scope["type"] != "http":
@@ -84,6 +95,17 @@ class Guard:
         for name, value in scope["headers"]:
             headers.setdefault(name, value)
         return self._verifier.verify(credential_from(headers.get(b"authorization"), headers.get(b"x-api-key")))
+
+    def _check_media(self, scope: Scope) -> None:
+        if any(b"pickle" in value for value in _values(scope, b"content-type")):
+            raise UnsupportedMedia("pickles are not read")
+        encoded = any(value not in (b"", b"identity") for value in _values(scope, b"content-encoding"))
+        if encoded and not self._may_compress(scope["path"]):
+            raise UnsupportedMedia("this route takes no compressed body: send it without Content-Encoding")
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value.strip().lower() for found, value in scope["headers"] if found == name]
 
 
 def _with_state(scope: Scope, **members: object) -> Scope:
@@ -235,7 +257,7 @@ def error_response(error: PenstockError, **members: object) -> Response:
 def _headers(error: PenstockError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
-        headers["Retry-After"] = str(max(0, math.ceil(error.retry_after)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     return headers
@@ -290,7 +312,7 @@ def _unexpected(error: Exception) -> Response:
     for note in getattr(error, "__notes__", ()):
         if note.startswith(LOGGED):
             return _defect(note.removeprefix(LOGGED))
-    error_id = secrets.token_hex(8)
+    error_id = new_error_id()
     log.error("request_failed", error_id=error_id, exc_info=error)
     error.add_note(LOGGED + error_id)
     return _defect(error_id)

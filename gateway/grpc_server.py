@@ -33,10 +33,6 @@ log = structlog.get_logger()
 
 SLACK_BYTES = 1 << 16
 """Messages this much too large are still received, so that the answer says what the limit is."""
-PING_TIMEOUT_S = 20.0
-MIN_PING_INTERVAL_S = 5.0
-"""Clients that ping more often than this are turned away."""
-MAX_METADATA_BYTES = 16 * 1024
 
 _Context = Any
 """grpc.aio.ServicerContext[bytes, bytes]; its stubs lag behind."""
@@ -92,13 +88,13 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", largest),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.max_metadata_size", settings.max_header_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
         ("grpc.max_concurrent_streams", settings.grpc_max_streams),
         ("grpc.keepalive_time_ms", _ms(settings.grpc_keepalive_s)),
-        ("grpc.keepalive_timeout_ms", _ms(PING_TIMEOUT_S)),
+        ("grpc.keepalive_timeout_ms", _ms(settings.grpc_ping_timeout_s)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", _ms(MIN_PING_INTERVAL_S)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(settings.grpc_min_ping_interval_s)),
         ("grpc.server_handshake_timeout_ms", _ms(settings.header_timeout_s)),
     ]
 

@@ -16,6 +16,7 @@ from core.identity import Principal
 from gateway.batching.queue import DEFAULT_LEVEL, LEVELS
 from gateway.routing import Route, Table
 from gateway.statistics import BatchSize, Duration, Statistics
+from repository.access import reason_for
 from repository.catalog import Catalog
 from repository.records import READY, TensorSpec, Version
 
@@ -192,7 +193,7 @@ def _duration(duration: Duration) -> Answer:
 def repository_index(catalog: Catalog, principal: Principal, ready_only: bool = False) -> list[Answer]:
     """Every recorded version that the caller sees, by model and number; `ready_only`: those that are loaded."""
     return [
-        _index_row(catalog, version)
+        _index_row(catalog, version, principal)
         for model in sorted(catalog.versions)
         if principal.sees(model)
         for version in catalog.versions[model].values()
@@ -200,11 +201,11 @@ def repository_index(catalog: Catalog, principal: Principal, ready_only: bool = 
     ]
 
 
-def _index_row(catalog: Catalog, version: Version) -> Answer:
+def _index_row(catalog: Catalog, version: Version, principal: Principal) -> Answer:
     state = catalog.states.get((version.model, version.version))
     return {
         "name": version.model,
         "version": str(version.version),
         "state": catalog.state(version.model, version.version),
-        "reason": "" if state is None else state.reason,
+        "reason": reason_for(principal, state),
     }

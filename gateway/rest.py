@@ -22,13 +22,19 @@ from gateway import metadata
 from gateway.codec import parameters, rest
 from gateway.dataplane import DataPlane
 from gateway.health import Health
-from gateway.http_exchange import HttpExchange, InferHead
+from gateway.http_exchange import HttpExchange, InferHead, infer_target
 from gateway.lifecycle import Lifecycle
 from gateway.routes import Routes
 from repository.watch import Watch
 
 PUBLIC = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Answered without a credential."""
+
+
+def may_compress(path: str) -> bool:
+    """Whether a body sent to `path` may have a Content-Encoding: that of an infer request."""
+    return infer_target(path.encode()) is not None
+
 
 Caller = Annotated[Principal, Depends(principal)]
 Deployer = Annotated[Principal, Depends(require(DEPLOY))]

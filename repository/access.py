@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from core.errors import InvalidRequest, PermissionDenied
-from core.identity import GRANTS, PERMITS, Principal
+from core.identity import DEPLOY, GRANTS, PERMITS, Principal
+from repository.records import LOADING, READY, VersionState
 from repository.signature import check_text
 
 PATTERN = re.compile(r"[A-Za-z0-9._*?-]{1,128}\Z")
+NOT_LOADED = "not loaded"
 MAX_PATTERNS = 64
 MAX_LIFE_S = 10 * 366 * 86400.0
 
@@ -42,6 +44,13 @@ def check_gift(giver: Principal, patterns: tuple[str, ...], grants: tuple[str, .
         raise PermissionDenied("a key cannot be given models that your own key does not cover")
     if not giver.grants.issuperset(grants):
         raise PermissionDenied("a key cannot be given a grant that your own key does not have")
+
+
+def reason_for(principal: Principal, state: VersionState | None) -> str:
+    """Why a version stands as it does. It may quote the model, so only those hear it who may deploy."""
+    if state is None or principal.may(DEPLOY):
+        return "" if state is None else state.reason
+    return "" if state.state in (READY, LOADING) else NOT_LOADED
 
 
 def covers(principal: Principal, patterns: Iterable[str]) -> bool:

@@ -17,6 +17,7 @@ from core.identity import ADMIN, CODE, Verifier
 from core.settings import Settings
 from core.web import Guard, install_errors
 from gateway import grpc_server
+from gateway.codec import tensors
 from gateway.dataplane import DataPlane
 from gateway.health import Health
 from gateway.http import Plant
@@ -62,6 +63,7 @@ class Embedded:
 
     async def _start(self) -> None:
         settings = self.settings
+        tensors.bound(settings.max_tensor_rank, settings.max_tensor_elements)
         self.home = Home(settings.home)
         self._stack.callback(self.home.release)
         listener = bind(settings.host, settings.http_port)
@@ -119,7 +121,8 @@ class Embedded:
         app.include_router(lifecycle)
         app.include_router(control.api.router(self.commands, self.watch, settings))
         public = gateway.rest.PUBLIC | (DOCS if settings.on_loopback else frozenset())
-        return Guard(app, self.verifier, public, max_depth=settings.max_json_depth)
+        limits = settings.max_control_bytes, settings.max_json_depth
+        return Guard(app, self.verifier, public, *limits, gateway.rest.may_compress)
 
     async def _serve(self, server: HttpServer, sockets: list[Any]) -> None:
         task = self._background(server.serve(sockets))

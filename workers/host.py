@@ -10,7 +10,6 @@ does the old one cease to be wanted: `closing` is awaited, which returns when th
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from core.errors import PenstockError, Unavailable
+from core.errors import PenstockError, Unavailable, new_error_id
 from core.settings import Settings
 from repository.catalog import Catalog, Place
 from repository.commands import Commands
@@ -41,8 +40,6 @@ Endpoint = Worker | Child
 Opened = Callable[[Version, Endpoint], Awaitable[None]]
 Closing = Callable[[str, int], Awaitable[None]]
 T = TypeVar("T")
-
-CONCURRENT_LOADS = 2
 
 
 class _Held:
@@ -76,7 +73,7 @@ class Host:
         self._states = States(store, watch)
         self._held: dict[Place, _Held] = {}
         self._failed: dict[Place, int] = {}
-        self._slots = asyncio.Semaphore(CONCURRENT_LOADS)
+        self._slots = asyncio.Semaphore(settings.concurrent_loads)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._follower: asyncio.Task[None] | None = None
@@ -234,7 +231,7 @@ def _reason(version: Version, error: Exception) -> str:
         return "it was not loaded and warm in time"
     if isinstance(error, MemoryError):
         return "memory ran out while it was loaded"
-    error_id = secrets.token_hex(8)
+    error_id = new_error_id()
     log.error("version not loaded", model=version.key, error_id=error_id, exc_info=error)
     return f"it could not be loaded (error id {error_id})"
 

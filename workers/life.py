@@ -180,13 +180,13 @@ class Life:
 
     async def _look_after(self, pipe: int) -> None:
         """Put what it prints into the log; kill it when it holds more memory than it may."""
-        loop, limit = asyncio.get_running_loop(), self._settings.child_memory_bytes
+        loop, limit = asyncio.get_running_loop(), self._settings.child_memory
         printed = Printed(self.version.key)
         transport, _ = await loop.connect_read_pipe(lambda: printed, os.fdopen(pipe, "rb", 0))
         try:
             while not self.exited.done():
-                await asyncio.wait((self.exited,), timeout=MEMORY_INTERVAL_S if limit else None)
-                if limit and resident(self.pid) > limit:
+                await asyncio.wait((self.exited,), timeout=MEMORY_INTERVAL_S)
+                if resident(self.pid) > limit:
                     self.kill(f"it held more than {limit} bytes of memory")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(printed.over.wait(), LAST_WORDS_S)

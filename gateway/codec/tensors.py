@@ -13,6 +13,13 @@ MAX_RANK = 32
 MAX_ELEMENTS = 1 << 31
 """Of one tensor; the body's size bounds it further. Python integers do not overflow, so a lying product is seen."""
 
+
+def bound(rank: int, elements: int) -> None:
+    """What a process holds every tensor to: dimensions, and elements by its shape. To be called before it serves."""
+    global MAX_RANK, MAX_ELEMENTS
+    MAX_RANK, MAX_ELEMENTS = rank, elements
+
+
 _LENGTH = struct.Struct("<I")
 
 

@@ -11,7 +11,7 @@ from workers.worker import Worker
 
 
 def transport_for(endpoint: Worker | Child, settings: Settings) -> Transport:
-    """A transport for a worker in this process or in a child's, with the window and the drain time of the settings."""
+    """A transport for a worker in this process or in a child's, with the window and the times of the settings."""
     if isinstance(endpoint, Child):
-        return Process(endpoint, settings.window, drain=settings.drain_timeout_s)
+        return Process(endpoint, settings.window, settings.child_patience_s, settings.drain_timeout_s)
     return InProcess(endpoint, settings.window, settings.drain_timeout_s)

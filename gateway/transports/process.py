@@ -26,9 +26,6 @@ from workers.messages import Batch, Cancel, Reply, Timing, decode, encode, failu
 log = structlog.get_logger(__name__)
 
 SECOND = 1_000_000_000
-PATIENCE_S = 10.0
-"""A child is never taken for hung sooner, whatever the deadlines aboard: a caller with a tiny one must not be able to
-have it killed."""
 LOOK_S = 0.25
 _LOST = failure_of(WorkerLost("the model's process was lost; it is being started again"))
 
@@ -43,9 +40,11 @@ class _Flight:
 
 
 class Process:
-    """`patience`: seconds before which a silent child never counts as hung; `drain`: seconds that `close` waits."""
+    """`patience`: seconds before which a silent child never counts as hung, whatever the deadlines aboard, since a
+    caller with a tiny one must not be able to have it killed; `drain`: seconds that `close` waits.
+    """
 
-    def __init__(self, child: Child, window: int, patience: float = PATIENCE_S, drain: float = 20.0) -> None:
+    def __init__(self, child: Child, window: int, patience: float = 10.0, drain: float = 20.0) -> None:
         self._child = child
         self._window = window
         self._patience = patience

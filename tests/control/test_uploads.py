@@ -14,7 +14,6 @@ import httpx
 import pytest
 import uvicorn
 
-from control import push
 from core.settings import Settings
 from repository.records import Version
 from tests.control.site import Site, site_in, stored
@@ -79,10 +78,12 @@ class Line:
 
 
 @pytest.fixture
-async def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Site, int]]:
+async def quick(tmp_path: Path) -> AsyncIterator[tuple[Site, int]]:
     """A server that measures the rate over a tenth of a second and asks for 10 kB/s."""
-    monkeypatch.setattr(push, "WINDOW_S", 0.1)
-    async with site_in(tmp_path, Settings(push_min_rate=10_000, load_timeout_s=20.0)) as site, listening(site) as port:
+    async with (
+        site_in(tmp_path, Settings(push_min_rate=10_000, push_window_s=0.1, load_timeout_s=20.0)) as site,
+        listening(site) as port,
+    ):
         yield site, port
 
 
