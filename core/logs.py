@@ -14,18 +14,15 @@ def configure(settings: Settings) -> None:
     """Text for people or, with `log_json`, one JSON object a line; control characters never reach the terminal raw."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     if settings.log_json:
-        last: list[structlog.types.Processor] = [
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ]
+        form: list[structlog.types.Processor] = [structlog.processors.JSONRenderer()]
     else:
-        last = [structlog.processors.format_exc_info, structlog.processors.LogfmtRenderer(bool_as_flag=False)]
+        form = [_escaped, structlog.processors.LogfmtRenderer(bool_as_flag=False)]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _escaped,
-            *last,
+            structlog.processors.format_exc_info,
+            *form,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -37,7 +34,7 @@ def configure(settings: Settings) -> None:
 
 
 def _escaped(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    """An event's name is ours, its values may be a stranger's: no line break or escape sequence leaves unescaped."""
+    """Values, tracebacks among them, may be a stranger's: no line break or escape sequence leaves unescaped."""
     return {
         key: value.encode("unicode_escape").decode() if isinstance(value, str) and not value.isprintable() else value
         for key, value in event.items()
