@@ -14,6 +14,7 @@ from penstock import calls, predicting
 from penstock.calls import Call, Record
 from penstock.config import Config
 from penstock.errors import PenstockError
+from penstock.names import check_model
 from penstock.predicting import Flow, Prediction, Question, Signatures
 from penstock.pushing import Progress, opened, parcel
 from penstock.transport import (
@@ -132,6 +133,7 @@ class AsyncClient:
         wait: float | None = None,
         progress: Progress | None = None,
     ) -> Record:
+        check_model(name)
         parts = await asyncio.to_thread(
             parcel,
             model,
@@ -151,22 +153,22 @@ class AsyncClient:
         self._signatures.forget(name)
         return record
 
-    async def alias(self, name: str, alias: str, version: int) -> Record:
+    async def alias(self, name: str, alias: str, version: int | str) -> Record:
         return await self._send(calls.alias(name, alias, version))
 
     async def unalias(self, name: str, alias: str) -> None:
         await self._send(calls.unalias(name, alias))
 
-    async def load(self, name: str, version: int | None = None) -> Record:
+    async def load(self, name: str, version: int | str | None = None) -> Record:
         return await self._send(calls.load(name, version))
 
-    async def unload(self, name: str, version: int | None = None) -> Record:
+    async def unload(self, name: str, version: int | str | None = None) -> Record:
         return await self._send(calls.unload(name, version))
 
-    async def delete(self, name: str, version: int | None = None) -> None:
+    async def delete(self, name: str, version: int | str | None = None) -> None:
         await self._send(calls.delete(name, version))
 
-    async def tag(self, name: str, version: int, tags: Mapping[str, str]) -> Record:
+    async def tag(self, name: str, version: int | str, tags: Mapping[str, str]) -> Record:
         return await self._send(calls.tag(name, version, tags))
 
     async def whoami(self) -> Record:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from penstock import wire
 from penstock.errors import BY_STATUS, ServerError, UnexpectedAnswer
+from penstock.names import check_alias, check_model, check_version
 
 T = TypeVar("T")
 Record = dict[str, Any]
@@ -131,8 +132,13 @@ def _response(answer: Answer) -> wire.Response:
 
 
 def _model(name: str, version: str | int | None = None) -> str:
-    path = f"models/{quote(name, safe='')}"
-    return path if version is None else f"{path}/versions/{quote(str(version), safe='')}"
+    """The path of a model or a version. Raises InvalidInput for a name that none can have."""
+    path = f"models/{check_model(name)}"
+    return path if version is None else f"{path}/versions/{check_version(version)}"
+
+
+def _alias(name: str, alias: str) -> str:
+    return f"{_model(name)}/aliases/{check_alias(alias)}"
 
 
 def ready() -> Call[None]:
@@ -222,32 +228,32 @@ def push(name: str, manifest: Mapping[str, Any], artifact: IO[bytes], wait: floa
     )
 
 
-def alias(name: str, alias: str, number: int) -> Call[Record]:
-    return _control("PUT", f"{_model(name)}/aliases/{quote(alias, safe='')}", _record, {"version": number})
+def alias(name: str, alias: str, version: int | str) -> Call[Record]:
+    return _control("PUT", _alias(name, alias), _record, _chosen(version))
 
 
 def unalias(name: str, alias: str) -> Call[None]:
-    return _control("DELETE", f"{_model(name)}/aliases/{quote(alias, safe='')}", _nothing)
+    return _control("DELETE", _alias(name, alias), _nothing)
 
 
-def load(name: str, number: int | None) -> Call[Record]:
-    return _control("POST", f"{_model(name)}/load", _record, _chosen(number), LONG)
+def load(name: str, version: int | str | None) -> Call[Record]:
+    return _control("POST", f"{_model(name)}/load", _record, _chosen(version), LONG)
 
 
-def unload(name: str, number: int | None) -> Call[Record]:
-    return _control("POST", f"{_model(name)}/unload", _record, _chosen(number), LONG)
+def unload(name: str, version: int | str | None) -> Call[Record]:
+    return _control("POST", f"{_model(name)}/unload", _record, _chosen(version), LONG)
 
 
-def _chosen(number: int | None) -> Record:
-    return {} if number is None else {"version": number}
+def _chosen(version: int | str | None) -> Record:
+    return {} if version is None else {"version": check_version(version)}
 
 
-def delete(name: str, number: int | None) -> Call[None]:
-    return _control("DELETE", _model(name, number), _nothing)
+def delete(name: str, version: int | str | None) -> Call[None]:
+    return _control("DELETE", _model(name, version), _nothing)
 
 
-def tag(name: str, number: int, tags: Mapping[str, str]) -> Call[Record]:
-    return _control("PUT", f"{_model(name, number)}/tags", _record, dict(tags))
+def tag(name: str, version: int | str, tags: Mapping[str, str]) -> Call[Record]:
+    return _control("PUT", f"{_model(name, version)}/tags", _record, dict(tags))
 
 
 def keys() -> Call[list[Record]]:

@@ -34,7 +34,7 @@ app = typer.Typer(
     name="penstock",
     no_args_is_help=True,
     help="Hand models to a Penstock inference server, and ask it for predictions.\n\n"
-    "The server and the key come from PENSTOCK_URL, PENSTOCK_CONTROL and PENSTOCK_API_KEY, "
+    "The server and the key come from PENSTOCK_URL, PENSTOCK_CONTROL, PENSTOCK_GRPC and PENSTOCK_API_KEY, "
     "else from client.toml in PENSTOCK_HOME (.penstock).",
     **PLAIN,
 )

@@ -13,6 +13,7 @@ from penstock import calls, predicting
 from penstock.calls import Call, Record
 from penstock.config import Config
 from penstock.errors import PenstockError
+from penstock.names import check_model
 from penstock.predicting import Flow, Prediction, Question, Signatures
 from penstock.pushing import Progress, opened, parcel
 from penstock.transport import (
@@ -161,6 +162,7 @@ class Client:
         which run their own code at the server. `wait`: seconds it may take to become ready, None = the server's
         limit. Raises InvalidInput for what cannot be sent, BadRequest with the reason for what would not load.
         """
+        check_model(name)
         parts = parcel(
             model,
             example=example,
@@ -179,26 +181,29 @@ class Client:
         self._signatures.forget(name)
         return record
 
-    def alias(self, name: str, alias: str, version: int) -> Record:
-        """Let `alias` stand for `version`: requests may name it, and `champion` is what they get by default."""
+    def alias(self, name: str, alias: str, version: int | str) -> Record:
+        """Let `alias` stand for a version: requests may name it, and `champion` is what they get by default.
+
+        `version`, here and in the verbs below: a number or another alias.
+        """
         return self._send(calls.alias(name, alias, version))
 
     def unalias(self, name: str, alias: str) -> None:
         self._send(calls.unalias(name, alias))
 
-    def load(self, name: str, version: int | None = None) -> Record:
+    def load(self, name: str, version: int | str | None = None) -> Record:
         """Load a version (the newest); returns when it is ready."""
         return self._send(calls.load(name, version))
 
-    def unload(self, name: str, version: int | None = None) -> Record:
+    def unload(self, name: str, version: int | str | None = None) -> Record:
         """Unload a version (or all of them); returns when its requests are answered and it is gone."""
         return self._send(calls.unload(name, version))
 
-    def delete(self, name: str, version: int | None = None) -> None:
-        """Delete a version, or the model with all of them."""
+    def delete(self, name: str, version: int | str | None = None) -> None:
+        """Delete a version that no alias stands for, or the whole model with all of them and its aliases."""
         self._send(calls.delete(name, version))
 
-    def tag(self, name: str, version: int, tags: Mapping[str, str]) -> Record:
+    def tag(self, name: str, version: int | str, tags: Mapping[str, str]) -> Record:
         """Replace a version's tags."""
         return self._send(calls.tag(name, version, tags))
 
@@ -261,7 +266,7 @@ class Keys:
         """A new key: its record and, under "key", the secret, which is shown this once.
 
         `role`: predict, deploy or admin. `models`: patterns of the models it may see. `grants`: "code" lets it push
-        models that carry code. `owner`: the tenant it counts for, by default the caller's.
+        models that carry code. `owner`: the tenant it counts for, by default its name.
         """
         return self._send(calls.create_key(name, role, owner, models, grants, expires_in_s))
 

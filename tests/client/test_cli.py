@@ -17,7 +17,7 @@ from penstock.commands.keys import seconds_of
 from tests.client.fake import Arrays, FakeModel, FakeServer, Scripted, model_record, version_record
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "": ("push", "models", "predict", "keys", "version", "up", "config", "--version"),
+    "": ("push", "models", "predict", "keys", "version", "up", "config", "--version", "PENSTOCK_GRPC"),
     "push": (
         "PATH[:Class]",
         "--name",
@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "models architectures": ("--json",),
     "predict": ("MODEL", "--input", "--version", "--draw", "--no-draw", "--timeout", "--json", ".npz", '{"inputs"'),
     "keys": ("create", "list", "revoke"),
-    "keys create": ("NAME", "--role", "--owner", "--model", "--grant", "--expires", "--json"),
+    "keys create": ("NAME", "--role", "--owner", "default: its name", "--model", "--grant", "--expires", "--json"),
     "keys list": ("--json",),
     "keys revoke": ("ID",),
     "version": ("--json",),
@@ -120,8 +120,6 @@ def test_help_names_everything(shell: Shell, command: str) -> None:
         "push m.onnx --name m --tag x",
         "push m.onnx --name m --nope",
         "predict digits",
-        "models alias m champion x",
-        "models alias m champion 0",
         "models tag m 1 x",
         "keys create k --expires soon",
         "keys create k --role boss",
@@ -165,6 +163,47 @@ def test_a_refusal_is_one_sentence(shell: Shell, configured: FakeServer) -> None
     assert sentence(shell("models", "list")) == "penstock: the model failed (error id e1)\n"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "push {file} --name {wrong}",
+        "predict {wrong} --input {file}",
+        "models show {wrong}",
+        "models alias {wrong} champion 1",
+        "models unalias {wrong} champion",
+        "models load {wrong}",
+        "models unload {wrong}",
+        "models delete {wrong} --yes",
+        "models tag {wrong} 1 a=b",
+    ],
+)
+def test_a_name_that_no_model_can_have(shell: Shell, configured: FakeServer, tmp_path: Path, line: str) -> None:
+    """Refused by every command that takes one, before anything is sent."""
+    file = tmp_path / "m.json" if line.startswith("predict") else tmp_path / "m.onnx"
+    file.write_text("[[1]]")
+    for wrong in ("../x", "..", "stats"):
+        said = sentence(shell(*line.format(file=file, wrong=wrong).split()))
+        assert f"'{wrong}' is no model name" in said
+    assert configured.requests == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("models alias m champion 0", "'0' is no version"),
+        ("models alias m 7 1", "'7' is no alias"),
+        ("models unalias m ..", "'..' is no alias"),
+        ("models delete m --version ..", "'..' is no version"),
+        ("models load m --version a/b", "'a/b' is no version"),
+        ("models tag m ../.. a=b", "'../..' is no version"),
+    ],
+)
+def test_what_can_be_no_version_and_no_alias(shell: Shell, configured: FakeServer, line: str, said: str) -> None:
+    """Never sent: `..` would lead to the whole model."""
+    assert said in sentence(shell(*line.split()))
+    assert configured.requests == []
+
+
 def test_a_file_that_is_not_there(shell: Shell, configured: FakeServer) -> None:
     """For pushes, signatures and inputs alike."""
     for line in ("push m.onnx --name m", "push m.onnx --name m --signature s.json", "predict digits --input no.json"):
@@ -200,7 +239,8 @@ def test_lists_for_programs(shell: Shell, configured: FakeServer) -> None:
     [
         ("models list", ("MODEL", "KEPT", "digits", "READY", "onnx_onnxv1", "champion → 1", "team")),
         ("models show digits", ("digits", "champion → 1", "FP32 [-1, 8, 8]", "labels no, yes", "stage", "1.2 kB")),
-        ("models show digits --version 1", ("READY", "abab", "32")),
+        ("models show digits --version 1", ("READY", "abab", "32", "30000 ms", "2048 waiting", "batches of 1, 8")),
+        ("models show digits --version champion", ("READY", "abab", "32")),
         ("models architectures", ("mlp", "layers")),
         ("keys list", ("k1", "ci", "predict", "never", "live")),
         ("version", ("penstock 0.1.0", "server: penstock 9.9")),
@@ -232,6 +272,11 @@ def test_a_client_without_a_server_has_a_version(shell: Shell) -> None:
     ("line", "request_line", "body"),
     [
         ("models alias m champion 2", "PUT /api/v1/models/m/aliases/champion", {"version": 2}),
+        ("models alias m blue champion", "PUT /api/v1/models/m/aliases/blue", {"version": "champion"}),
+        ("models load m --version champion", "POST /api/v1/models/m/load", {"version": "champion"}),
+        ("models unload m --version champion", "POST /api/v1/models/m/unload", {"version": "champion"}),
+        ("models delete m --version champion", "DELETE /api/v1/models/m/versions/champion", None),
+        ("models tag m champion a=b", "PUT /api/v1/models/m/versions/champion/tags", {"a": "b"}),
         ("models unalias m champion", "DELETE /api/v1/models/m/aliases/champion", None),
         ("models load m --version 2", "POST /api/v1/models/m/load", {"version": 2}),
         ("models unload m", "POST /api/v1/models/m/unload", {}),

@@ -13,18 +13,24 @@ from tests.client.fake import FakeServer
 
 VERBS: list[tuple[str, tuple[Any, ...], dict[str, Any], str, Any]] = [
     ("models", (), {}, "GET /api/v1/models", None),
-    ("model", ("a b",), {}, "GET /api/v1/models/a%20b", None),
+    ("model", ("a.b_c-1",), {}, "GET /api/v1/models/a.b_c-1", None),
     ("version", ("m", 2), {}, "GET /api/v1/models/m/versions/2", None),
     ("architectures", (), {}, "GET /api/v1/architectures", None),
     ("whoami", (), {}, "GET /api/v1/whoami", None),
     ("server", (), {}, "GET /v2", None),
     ("alias", ("m", "champion", 2), {}, "PUT /api/v1/models/m/aliases/champion", {"version": 2}),
-    ("unalias", ("m", "a/b"), {}, "DELETE /api/v1/models/m/aliases/a%2Fb", None),
+    ("alias", ("m", "blue", "champion"), {}, "PUT /api/v1/models/m/aliases/blue", {"version": "champion"}),
+    ("unalias", ("m", "champion"), {}, "DELETE /api/v1/models/m/aliases/champion", None),
     ("load", ("m",), {}, "POST /api/v1/models/m/load", {}),
     ("load", ("m", 2), {}, "POST /api/v1/models/m/load", {"version": 2}),
+    ("load", ("m", "champion"), {}, "POST /api/v1/models/m/load", {"version": "champion"}),
+    ("load", ("m", "2"), {}, "POST /api/v1/models/m/load", {"version": 2}),
+    ("unload", ("m", "champion"), {}, "POST /api/v1/models/m/unload", {"version": "champion"}),
     ("unload", ("m", 2), {}, "POST /api/v1/models/m/unload", {"version": 2}),
     ("delete", ("m",), {}, "DELETE /api/v1/models/m", None),
     ("delete", ("m", 2), {}, "DELETE /api/v1/models/m/versions/2", None),
+    ("delete", ("m", "champion"), {}, "DELETE /api/v1/models/m/versions/champion", None),
+    ("tag", ("m", "champion", {"a": "b"}), {}, "PUT /api/v1/models/m/versions/champion/tags", {"a": "b"}),
     ("tag", ("m", 2, {"a": "b"}), {}, "PUT /api/v1/models/m/versions/2/tags", {"a": "b"}),
 ]
 
@@ -33,7 +39,7 @@ VERBS: list[tuple[str, tuple[Any, ...], dict[str, Any], str, Any]] = [
 def test_each_verb_is_one_request(
     ps: Any, server: FakeServer, verb: str, values: tuple[Any, ...], named: dict[str, Any], line: str, body: Any
 ) -> None:
-    """Method, path and body are those of the contract; names are quoted."""
+    """Method, path and body are those of the contract; an alias stands wherever a version does."""
     getattr(ps, verb)(*values, **named)
     (request,) = server.requests
     assert f"{request.method} {request.path}" == line

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,8 +180,16 @@ def test_unknown_models_are_not_found(ps: Any) -> None:
     assert caught.value.status == 404
 
 
-def test_names_are_quoted(ps: Any, server: FakeServer) -> None:
-    """A name cannot leave its place in the path."""
-    with pytest.raises(errors.PenstockError):
-        ps.predict("../keys", [[1]])
-    assert server.requests[-1].path == "/v2/models/..%2Fkeys"
+def test_names_stay_in_their_place(ps: Any, server: FakeServer, tmp_path: Path) -> None:
+    """What no model, version or alias can be called is refused before anything is sent."""
+    attempts: tuple[Callable[[], Any], ...] = (
+        lambda: ps.predict("../keys", [[1]]),
+        lambda: ps.predict("double", [[1]], version=".."),
+        lambda: ps.push(tmp_path / "not-even-looked-for.onnx", "../keys"),
+        lambda: ps.delete("double", ".."),
+        lambda: ps.unalias("double", ".."),
+    )
+    for attempt in attempts:
+        with pytest.raises(errors.InvalidInput, match=r"is no (model name|version|alias)"):
+            attempt()
+    assert server.requests == []

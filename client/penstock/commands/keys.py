@@ -22,7 +22,7 @@ def create(
     role: Annotated[
         Role, typer.Option(help="deploy may also push, load and alias; admin may also make keys.")
     ] = "predict",
-    owner: Annotated[str | None, typer.Option(help="Tenant the key counts for; default: yours.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Tenant the key counts for; default: its name.")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Models it may see, e.g. 'churn*'; repeatable. Default: all."),

@@ -12,8 +12,10 @@ from penstock.commands.printing import Json, as_json, connected, size, table, wh
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, alias, load, unload, delete models.")
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
-Version = Annotated[int | None, typer.Option("--version", min=1, help="Version number; without it: see the command.")]
-Number = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Version number.")]
+Version = Annotated[
+    str | None, typer.Option("--version", metavar="V", help="Version number or alias; without it: see the command.")
+]
+OneVersion = Annotated[str, typer.Argument(metavar="VERSION", help="Version number or alias.")]
 
 
 @app.command("list")
@@ -65,6 +67,14 @@ def _show_version(version: dict[str, Any]) -> None:
         ("platform", version["platform"] + (f" ({version['entry']})" if version.get("entry") else "")),
         ("artifact", f"{size(version['size'])}, SHA-256 {version['digest']}"),
         ("max batch", str(version["max_batch"]) + ("" if version["max_batch"] else " (no batching)")),
+        ("deadline", f"{version['default_deadline_ms']} ms, of requests that name none"),
+        ("queue bound", f"{version['queue_bound']} waiting requests"),
+        (
+            "warm-up",
+            f"batches of {', '.join(map(str, version['warmup']))}"
+            if version["warmup"]
+            else "sizes are chosen as it loads",
+        ),
         *((f"input {tensor['name']}", tensor_text(tensor)) for tensor in version["signature"]["inputs"]),
         *((f"output {tensor['name']}", tensor_text(tensor)) for tensor in version["signature"]["outputs"]),
         *((f"tag {name}", value) for name, value in sorted(version["tags"].items())),
@@ -85,12 +95,12 @@ def tensor_text(tensor: dict[str, Any]) -> str:
 def alias(
     model: Name,
     alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Name that stands for the version, e.g. champion.")],
-    version: Number,
+    version: OneVersion,
 ) -> None:
     """Let an alias stand for a version (`champion` is what requests without a version get)."""
     with connected() as ps:
-        ps.alias(model, alias, version)
-    typer.echo(f"{model}: {alias} is version {version}")
+        done = ps.alias(model, alias, version)
+    typer.echo(f"{model}: {alias} is version {done.get('version', version)}")
 
 
 @app.command()
@@ -123,29 +133,32 @@ def unload(model: Name, version: Version = None) -> None:
 def delete(
     model: Name, version: Version = None, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
 ) -> None:
-    """Delete a version, or the whole model with all of them (on a terminal it asks first)."""
+    """Delete a version that no alias stands for, or the whole model with all of them and its aliases.
+
+    Before it deletes a whole model it asks, where it is run on a terminal.
+    """
     if version is None and not yes and sys.stdin.isatty():
-        typer.confirm(f"Delete {model} with all its versions?", abort=True)
+        typer.confirm(f"Delete {model} with all its versions and aliases?", abort=True)
     with connected() as ps:
         ps.delete(model, version)
     typer.echo(f"{model}: {_part(version)} deleted")
 
 
-def _part(version: int | None) -> str:
+def _part(version: str | None) -> str:
     return "all versions" if version is None else f"version {version}"
 
 
 @app.command()
 def tag(
     model: Name,
-    version: Number,
+    version: OneVersion,
     tags: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="The tags; those there are replaced.")],
 ) -> None:
     """Replace the tags of a version."""
     pairs = pairs_of(tags)
     with connected() as ps:
-        ps.tag(model, version, pairs)
-    typer.echo(f"{model}: version {version} has the tags {', '.join(tags)}")
+        done = ps.tag(model, version, pairs)
+    typer.echo(f"{model}: version {done.get('version', version)} has the tags {', '.join(tags)}")
 
 
 def pairs_of(tags: list[str]) -> dict[str, str]:
