@@ -349,11 +349,14 @@ class Commands:
         await self._watch.refresh()
 
     async def delete_model(self, model: str) -> None:
-        """Delete every version; the next push still gets a new number. Raises Conflict while the model has aliases."""
+        """Delete every version and alias; the next push still gets a new number.
+
+        Raises NotFound, and Conflict where an alias is set meanwhile: what it points at stays.
+        """
         versions = _versions(await self._watch.refresh(), model)
-        for version in versions:
-            if (refused := await self._aliased(version)) is not None:
-                raise refused
+        for alias in await self._store.find(Alias, model):
+            with suppress(Conflict):
+                await self._store.delete(alias)
         for version in versions:
             await self._delete(version)
         await self._watch.refresh()

@@ -200,6 +200,20 @@ async def test_load_and_unload_answer_when_done(site: Site) -> None:
         assert (await client.post("models/nobody/unload")).status_code == 404
 
 
+async def test_an_alias_stands_wherever_a_version_does(site: Site) -> None:
+    """Loaded, unloaded, tagged by it; 404 where nothing bears it."""
+    async with site.client() as client:
+        for _ in range(2):
+            await client.post("models/m/versions", files=upload())
+        await client.put("models/m/aliases/champion", json={"version": 1})
+        for verb, state in (("unload", "UNAVAILABLE"), ("load", "READY")):
+            answer = await client.post(f"models/m/{verb}", json={"version": "champion"})
+            assert answer.json() == {"name": "m", "version": 1, "state": state}
+            assert (await client.post(f"models/m/{verb}", json={"version": "nobody"})).status_code == 404
+        assert (await client.put("models/m/versions/champion/tags", json={"b": "2"})).json()["version"] == 1
+        assert (await client.put("models/m/versions/nobody/tags", json={})).status_code == 404
+
+
 async def test_tags_are_replaced(site: Site) -> None:
     """And checked."""
     async with site.client() as client:
@@ -211,17 +225,16 @@ async def test_tags_are_replaced(site: Site) -> None:
 
 
 async def test_versions_and_models_are_deleted(site: Site, tmp_path: Path) -> None:
-    """409 while aliased; then record and artifact go, and the number is not given again."""
+    """A version not while it is aliased, a model with its aliases; artifacts go, numbers are not given again."""
     async with site.client() as client:
         for _ in range(2):
             await client.post("models/m/versions", files=upload())
         await client.put("models/m/aliases/champion", json={"version": 1})
-        for path in ("models/m/versions/1", "models/m"):
-            answer = await client.delete(path)
+        for version in ("1", "champion"):
+            answer = await client.delete(f"models/m/versions/{version}")
             assert (answer.status_code, "champion" in answer.json()["error"]) == (409, True)
         assert (await client.delete("models/m/versions/2")).json() == {"deleted": "m/2"}
         assert (await client.delete("models/m/versions/2")).status_code == 404
-        await client.delete("models/m/aliases/champion")
         assert (await client.delete("models/m")).json() == {"deleted": "m"}
         assert (await client.get("models/m")).status_code == 404
         assert stored(tmp_path) == set()

@@ -400,16 +400,47 @@ async def test_an_artifact_goes_with_its_last_version(bench: Bench) -> None:
 
 
 async def test_an_aliased_version_is_not_deleted(bench: Bench) -> None:
-    """Conflict names the aliases; nothing is touched, by version or by model."""
+    """Conflict names the aliases; nothing is touched."""
     await bench.push()
     await bench.push()
     for alias in ("champion", "stable"):
         await bench.commands.set_alias("m", alias, 1)
-    for refused in (bench.commands.delete_version("m", 1), bench.commands.delete_model("m")):
-        with pytest.raises(Conflict, match="'champion' and 'stable'"):
-            await refused
+    with pytest.raises(Conflict, match="'champion' and 'stable'"):
+        await bench.commands.delete_version("m", 1)
     assert bench.numbers() == [1, 2]
     assert bench.state("m", 2) == "READY"
+
+
+async def test_a_model_is_deleted_with_its_aliases(bench: Bench) -> None:
+    """Those of another model stay, and the next push does not inherit one."""
+    for model in ("m", "m", "n"):
+        await bench.push(model)
+    for model, alias in (("m", "champion"), ("m", "stable"), ("n", "champion")):
+        await bench.commands.set_alias(model, alias, bench.numbers(model)[0])
+    await bench.commands.delete_model("m")
+    assert [alias.key for alias in await bench.store.find(Alias)] == ["n/champion"]
+    assert (bench.numbers(), bench.numbers("n")) == ([], [1])
+    await bench.push()
+    assert bench.watch.catalog.aliases == {"n": {"champion": 1}}
+
+
+async def test_an_alias_set_while_its_model_is_deleted_keeps_its_version(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Conflict names it, and it never points at nothing."""
+    for _ in range(2):
+        await bench.push()
+    unload = bench.commands.unload
+
+    async def late(model: str, version: int) -> VersionState:
+        if version == 2:
+            await bench.commands.set_alias(model, "champion", version)
+        return await unload(model, version)
+
+    monkeypatch.setattr(bench.commands, "unload", late)
+    with pytest.raises(Conflict, match="champion"):
+        await bench.commands.delete_model("m")
+    assert (bench.numbers(), bench.watch.catalog.aliases) == ([2], {"m": {"champion": 2}})
 
 
 async def test_an_alias_set_while_its_version_is_deleted_wins_or_is_refused(bench: Bench) -> None:
