@@ -40,7 +40,7 @@ from repository.records import (
     Version,
     VersionState,
 )
-from repository.signature import batches, check_batched, check_signature, completed
+from repository.signature import batches, check_batched, check_signature, completed, warmup_sizes
 from repository.store import Artifacts, Store
 from repository.wanted import wanted
 from repository.watch import Watch
@@ -165,7 +165,7 @@ class Commands:
             if rows < 0:
                 rows = self._settings.default_max_batch if batches(whole) else 0
             check_batched(whole, rows)
-            return replace(now, signature=whole, max_batch=rows)
+            return replace(now, signature=whole, max_batch=rows, warmup=warmup_sizes(rows, now.warmup))
 
         whole = await self._changes.change(version, complete)
         await self._watch.refresh()
@@ -182,6 +182,7 @@ class Commands:
         self, model: str, manifest: Manifest, digest: str, size: int, example: str, owner: str
     ) -> Version:
         deadline, bound = manifest.default_deadline_ms, manifest.queue_bound
+        rows = max_batch_of(manifest, self._settings)
         version = await self._store.insert(
             Version(
                 model=model,
@@ -193,10 +194,10 @@ class Commands:
                 entry=manifest.entry,
                 signature=signature_of(manifest),
                 example=example,
-                max_batch=max_batch_of(manifest, self._settings),
+                max_batch=rows,
                 default_deadline_ms=self._settings.default_deadline_ms if deadline is None else deadline,
                 queue_bound=self._settings.queue_bound if bound is None else bound,
-                warmup=manifest.warmup,
+                warmup=manifest.warmup if rows < 0 else warmup_sizes(rows, manifest.warmup),
                 tags=manifest.tags,
                 created=self._clock(),
             )

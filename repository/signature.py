@@ -31,6 +31,14 @@ def check_batched(signature: Signature, max_batch: int) -> None:
                 )
 
 
+def warmup_sizes(max_batch: int, asked: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Rows of each warm-up execution: those asked for, else the powers of two up to the maximum, and that."""
+    if max_batch == 0:
+        return (1,)
+    powers = {1 << power for power in range(max_batch.bit_length())}
+    return tuple(sorted({min(size, max_batch) for size in asked if size > 0} or powers | {max_batch}))
+
+
 def check_signature(signature: Signature, max_tensors: int) -> None:
     """Raise InvalidRequest for names, datatypes, shapes or labels that cannot be."""
     for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs)):

@@ -11,6 +11,7 @@ import structlog
 
 from core.errors import InvalidRequest, PenstockError
 from repository.records import Version
+from repository.signature import warmup_sizes
 from workers.described import described
 from workers.example import as_batch, made_up, read_example, repeated
 from workers.execution import Runner, Stages
@@ -48,14 +49,6 @@ def prepare(
     return Prepared(runner, samples, "; ".join(filter(None, (found.note, note))))
 
 
-def sizes(max_batch: int, asked: tuple[int, ...]) -> list[int]:
-    """Rows of each warm-up execution: those asked for, else the powers of two up to the maximum, and that."""
-    if max_batch == 0:
-        return [1]
-    powers = {1 << power for power in range(max_batch.bit_length()) if 1 << power <= max_batch}
-    return sorted({min(size, max_batch) for size in asked if size > 0} or powers | {max_batch})
-
-
 def warm_up(runner: Runner, example: Arrays | None) -> tuple[list[Timed], str]:
     """Run each batch size twice, timing the second run; outputs are checked against the signature.
 
@@ -66,7 +59,7 @@ def warm_up(runner: Runner, example: Arrays | None) -> tuple[list[Timed], str]:
     samples: list[Timed] = []
     version = runner.version
     data = example if example is not None else made_up(version.signature.inputs)
-    for rows in sizes(version.max_batch, version.warmup):
+    for rows in warmup_sizes(version.max_batch, version.warmup):
         try:
             samples.append(_timed(runner, data, rows))
         except WrongOutput as error:

@@ -65,6 +65,7 @@ RAISED: dict[str, Exception] = {
     "not_found": NotFound("unknown model 'x'"),
     "later": NotReady("loading", retry_after=1.2),
     "full": QueueFull("full"),
+    "at_once": QueueFull("full", retry_after=0.0),
     "internal": errors.ModelFailed("the model failed", error_id="abc"),
     "teapot": HTTPException(418, "short and stout", {"X-Tea": "yes"}),
     "defect": RuntimeError("/secret/path in class Secret"),
@@ -79,7 +80,9 @@ def guard() -> Guard:
             Credential(Principal(LOW.key_id, "low", "o", PREDICT), LOW.digest, 0.0),
         ]
     )
-    return Guard(application(), verifier, PUBLIC, max_body=1000, max_depth=4)
+    return Guard(
+        application(), verifier, PUBLIC, max_body=1000, max_depth=4, may_compress=lambda path: path == "/large"
+    )
 
 
 @pytest.fixture
@@ -313,6 +316,7 @@ async def test_every_error_of_the_domain_has_its_status_and_the_one_form(monkeyp
     [
         ("later", 503, {"error": "loading"}, {"retry-after": "2"}),
         ("full", 503, {"error": "full"}, {"retry-after": "1"}),
+        ("at_once", 503, {"error": "full"}, {"retry-after": "1"}),
         ("internal", 500, {"error": "the model failed", "error_id": "abc"}, {}),
         ("teapot", 418, {"error": "short and stout"}, {"x-tea": "yes"}),
     ],
@@ -397,3 +401,32 @@ def test_errors_of_the_domain_are_what_is_tried() -> None:
     """The loop above runs over all of them."""
     assert len(errors.leaves()) > 15
     assert all(issubclass(kind, PenstockError) for kind in errors.leaves())
+
+
+# --- media types --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "application/x-pickle"},
+        {"Content-Type": "application/Python-Pickle; v=5"},
+        {"Content-Encoding": "gzip"},
+        {"Content-Encoding": "identity, br"},
+    ],
+)
+async def test_pickles_and_compressed_bodies_are_415(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    """On every path, known or not; who asks still comes first."""
+    for path in ("/echo", "/nowhere"):
+        answer = await client.post(path, headers={**BEARER, **headers}, content=b"{}")
+        assert (answer.status_code, set(answer.json())) == (415, {"error"})
+        assert (await client.post(path, headers=headers, content=b"{}")).status_code == 401
+
+
+async def test_a_body_may_be_compressed_where_its_path_says_so(client: httpx.AsyncClient) -> None:
+    """`identity` is no compression; a pickle is refused there too."""
+    for path, encoding in (("/large", "gzip"), ("/echo", "identity")):
+        headers = {**BEARER, "Content-Type": "application/json", "Content-Encoding": encoding}
+        assert (await client.post(path, headers=headers, content=b"{}")).status_code == 200
+    answer = await client.post("/large", headers={**BEARER, "Content-Type": "x/pickle"}, content=b"{}")
+    assert answer.status_code == 415

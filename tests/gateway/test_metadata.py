@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from core.errors import NotFound, NotReady
-from core.identity import PREDICT, Principal
+from core.identity import DEPLOY, PREDICT, Principal
 from gateway import metadata
 from gateway.routing import Route, Table
 from gateway.statistics import Statistics
@@ -21,6 +21,7 @@ IMAGE = TensorSpec("image", "FP32", (-1, 8, 8))
 TEXT = TensorSpec("text", "BYTES", (-1, 1))
 LOGITS = TensorSpec("logits", "FP32", (-1, 3), labels=("ä", "b", "c"))
 ANYONE = Principal("k", "k", "o", PREDICT)
+DEPLOYER = Principal("k", "k", "o", DEPLOY)
 CHURN_ONLY = Principal("k", "k", "o", PREDICT, ("churn*",))
 
 
@@ -132,11 +133,13 @@ def test_the_index_shows_states_and_reasons_of_what_the_caller_sees() -> None:
         VersionState(model="digits", version=2, state="UNAVAILABLE", reason="damaged"),
     ]
     book = catalog(1, versions, states)
-    rows = metadata.repository_index(book, ANYONE)
+    rows = metadata.repository_index(book, DEPLOYER)
     assert [(row["name"], row["version"], row["state"], row["reason"]) for row in rows] == [
         ("churn", "7", "UNKNOWN", ""),
         ("digits", "1", "READY", ""),
         ("digits", "2", "UNAVAILABLE", "damaged"),
     ]
+    reasons = [row["reason"] for row in metadata.repository_index(book, ANYONE)]
+    assert reasons == ["", "", "not loaded"], "what quotes the model is for those who may deploy"
     assert [row["version"] for row in metadata.repository_index(book, ANYONE, ready_only=True)] == ["1"]
     assert [row["name"] for row in metadata.repository_index(book, CHURN_ONLY)] == ["churn"]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import typer
+from pydantic import ValidationError
 
 from core.settings import Settings
 from server import config
@@ -58,3 +59,27 @@ def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "SECRET", frozenset({"token"}))
     (row,) = config.shown([("token", "abc", "default", "")])
     assert "abc" not in row.values()
+
+
+def test_what_the_server_decides_itself_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` and what is in force; a value that was set is shown as it is, false too."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    names = ("allow_code", "compute_threads", "child_memory_bytes")
+    config.config(json=True)
+    rows = {row["name"]: row["value"] for row in json.loads(capsys.readouterr().out)}
+    assert [rows[name] for name in names] == ["auto (True)", "auto (2)", "auto (3072000)"]
+    for name, value in zip(names, ("false", "1", "5"), strict=True):
+        monkeypatch.setenv(f"PENSTOCK_{name.upper()}", value)
+    config.config(json=True)
+    rows = {row["name"]: row["value"] for row in json.loads(capsys.readouterr().out)}
+    assert [rows[name] for name in names] == ["False", "1", "5"]
+
+
+@pytest.mark.parametrize("value", ["0", "4.1"])
+def test_a_revoked_key_is_known_everywhere_within_five_seconds(value: str) -> None:
+    """So the repository cannot be asked less often than every four."""
+    with pytest.raises(ValidationError):
+        Settings(poll_interval_s=float(value))
