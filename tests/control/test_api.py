@@ -89,6 +89,17 @@ async def test_a_push_that_does_not_load_is_400_with_its_number(site: Site) -> N
         assert (await client.get("models/m/versions/1")).json()["state"] == "UNAVAILABLE"
 
 
+async def test_why_it_does_not_load_is_for_those_who_may_deploy(site: Site) -> None:
+    """The reason may quote the model: others read that it is not loaded."""
+    site.bench.host.failing["m", 1] = "the graph has no outputs"
+    async with site.client() as client:
+        await client.post("models/m/versions", files=upload())
+        assert "no outputs" in (await client.get("models/m/versions/1")).json()["reason"]
+    async with site.client("predict") as client:
+        assert (await client.get("models/m/versions/1")).json()["reason"] == "not loaded"
+        assert (await client.get("models/m")).json()["versions"][0]["reason"] == "not loaded"
+
+
 async def test_a_push_waits_as_long_as_it_is_told(site: Site) -> None:
     """0: 202 at once; else 503 with the number when the time is over; an alias needs a wait."""
     site.bench.host.deaf = True

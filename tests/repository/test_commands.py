@@ -196,6 +196,7 @@ async def test_a_first_load_completes_the_record(bench: Bench) -> None:
     assert (pushed.max_batch, pushed.signature.inputs) == (-1, ())
     done = await bench.commands.complete_signature(pushed, SPEC, -1)
     assert (done.max_batch, done.signature) == (32, SPEC)
+    assert done.warmup == (1, 2, 4, 8, 16, 32), "what it was warmed with is on record"
     assert bench.now("m", 1) == done
     assert await bench.commands.complete_signature(done, SPEC, 32) == done
 
@@ -203,7 +204,8 @@ async def test_a_first_load_completes_the_record(bench: Bench) -> None:
 async def test_a_model_of_fixed_shape_does_not_batch(bench: Bench) -> None:
     """Undecided becomes 0 where a first dimension is fixed."""
     fixed = Signature((TensorSpec("x", "FP32", (1, 4)),), SPEC.outputs)
-    assert (await bench.commands.complete_signature(await bench.push(), fixed, -1)).max_batch == 0
+    done = await bench.commands.complete_signature(await bench.push(), fixed, -1)
+    assert (done.max_batch, done.warmup) == (0, (1,))
 
 
 @pytest.mark.parametrize(
