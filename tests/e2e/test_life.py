@@ -321,6 +321,7 @@ async def test_a_revoked_key_ends_within_five_seconds(running_server: RunningSer
     """On REST, gRPC and the control API, on connections that are open already."""
     made = ps.keys.create("short-lived")
     metadata = [("x-api-key", made["key"])]
+    flower = b'{"inputs":[{"name":"input","datatype":"FP64","shape":[1,4],"data":[5.1,3.5,1.4,0.2]}]}'
     async with (
         httpx.AsyncClient(base_url=running_server.url, headers={"X-API-Key": made["key"]}) as client,
         grpc.aio.insecure_channel(running_server.grpc) as channel,
@@ -331,12 +332,16 @@ async def test_a_revoked_key_ends_within_five_seconds(running_server: RunningSer
             response_deserializer=service_pb2.ServerMetadataResponse.FromString,
         )
         assert (await client.get("/v2")).status_code == 200
+        for _ in range(3):
+            assert (await client.post("/v2/models/iris/infer", content=flower)).status_code == 200
         await call(service_pb2.ServerMetadataRequest(), metadata=metadata)
         ps.keys.revoke(made["id"])
         async with asyncio.timeout(5):
             for path in ("/v2", "/api/v1/whoami"):
                 while (await client.get(path)).status_code != 401:
                     pass
+            while (await client.post("/v2/models/iris/infer", content=flower)).status_code != 401:
+                pass
             while (code := await _code(call(service_pb2.ServerMetadataRequest(), metadata=metadata))) == "OK":
                 pass
     assert code == "UNAUTHENTICATED"

@@ -1,0 +1,275 @@
+"""Every attack is repelled by a real server, and gets through where its one defence is taken away.
+
+The second half is what makes the first worth something: an attack that no missing guard could ever let through
+would prove nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import re
+import subprocess
+import sys
+import types
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import penstock
+import pytest
+from tritonclient.grpc import service_pb2
+
+from tests.e2e import attacks
+from tests.e2e.attacks import LIMITS, Attack, Target
+from tests.e2e.inside import inside
+from tests.running import running
+
+LAX = 10**9
+
+
+class Weak(NamedTuple):
+    """A server without one of its guards: other settings, other functions in the place of its own ("module:name")."""
+
+    attack: Attack
+    settings: dict[str, Any] = {}
+    patches: dict[str, Any] = {}
+
+
+def _trusting_elements(shape: tuple[int, ...], name: str) -> int:
+    return int(np.prod(np.array(shape, dtype=np.float64).clip(0, 8)))
+
+
+def _null_for_nan(output: Any) -> bytes:
+    return orjson.dumps(np.frombuffer(output.data, np.float32), option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _any_type(self: Any, mould: Any) -> Any:
+    from gateway.codec import rest
+
+    return rest.decode(self.body, None, mould.signature, self.connection.limits)
+
+
+def _whole_message(body: bytes, most: int) -> Any:
+    from gateway.codec.protobuf import Message
+
+    head = service_pb2.ModelInferRequest.FromString(body)
+    return Message(head, [memoryview(each) for each in head.raw_input_contents])
+
+
+def _lenient(self: Any, *values: Any, **named: Any) -> None:
+    _strict(self, *values, **named)
+    self.parser.set_dangerous_leniencies(
+        lenient_headers=True,
+        lenient_chunked_length=True,
+        lenient_keep_alive=True,
+        lenient_transfer_encoding=True,
+        lenient_version=True,
+        lenient_data_after_close=True,
+    )
+
+
+_strict = importlib.import_module("gateway.http").Protocol.__init__
+
+
+def _trusting_skops() -> types.SimpleNamespace:
+    """Loads whatever is in a file, pickles too."""
+    real = importlib.import_module("skops.io")
+    loads = importlib.import_module("pickle").loads
+
+    def load(path: Path, trusted: list[str]) -> Any:
+        content = Path(path).read_bytes()
+        return real.load(path, trusted=real.get_untrusted_types(file=path)) if content[:2] == b"PK" else loads(content)
+
+    return types.SimpleNamespace(get_untrusted_types=lambda file: [], load=load)
+
+
+def _unpickling(path: Path) -> dict[str, Any]:
+    import zipfile
+
+    return dict(importlib.import_module("pickle").loads(zipfile.ZipFile(path).read("archive/data.pkl")))
+
+
+def _nothing(*values: Any) -> None:
+    return None
+
+
+def _stretched(column: Any, shape: tuple[int, ...], rows: list[int]) -> Any:
+    return np.resize(np.frombuffer(b"".join(map(bytes, column.pieces)) or b"\0" * 4, np.uint8)[:4].view("<f4"), shape)
+
+
+TRUSTING = {
+    "gateway.codec.tensors:check_raw": lambda kind, count, data, name: data,
+    "workers.merge:_array": _stretched,
+}
+"""Neither the gateway nor the worker compares data with shapes."""
+SKOPS = "workers.runtimes.sklearn"
+TABLE: dict[str, Weak] = {
+    "paths in names": Weak(attacks.paths_in_names, patches={"core.names:NAME": re.compile("(?s).*")}),
+    "errors that leak": Weak(attacks.errors_that_leak, patches={"workers.execution:_message": repr}),
+    "huge chunked bodies": Weak(attacks.huge_chunked_bodies, {"max_body_bytes": LAX}),
+    "declared lengths": Weak(attacks.declared_lengths, {"max_body_bytes": LAX}),
+    "lying shapes in JSON": Weak(
+        attacks.lying_shapes_in_json, patches={"gateway.codec.tensors:elements": _trusting_elements}
+    ),
+    "many tensors in JSON": Weak(attacks.lying_shapes_in_json, {"max_tensors": LAX}),
+    "lying sizes in binary": Weak(attacks.lying_sizes_in_binary, patches=TRUSTING),
+    "lying sizes in gRPC": Weak(attacks.lying_sizes_in_grpc, patches=TRUSTING),
+    "floods of gRPC fields": Weak(attacks.floods_of_grpc_fields, {"max_tensors": LAX}),
+    "compressed bombs": Weak(attacks.compressed_bombs, {"max_decoded_bytes": LAX}),
+    "archive bombs": Weak(attacks.archive_bombs, patches={f"{SKOPS}:check_archive": _nothing}),
+    "deep JSON": Weak(attacks.deep_json, {"max_json_depth": LAX}),
+    "deep protobuf": Weak(attacks.deep_protobuf, patches={"gateway.codec.protobuf:parse": _whole_message}),
+    "what JSON cannot carry": Weak(
+        attacks.what_json_cannot_carry, patches={"gateway.codec.rest:_json_values": _null_for_nan}
+    ),
+    "duplicate tensors": Weak(
+        attacks.duplicate_tensors,
+        patches={
+            "gateway.fit:Mould._in_order": lambda self, inputs: inputs[:1],
+            "gateway.fit:Mould._check_outputs": _nothing,
+        },
+    ),
+    "smuggling": Weak(attacks.smuggling, patches={"gateway.http:Protocol.__init__": _lenient}),
+    "pickles": Weak(attacks.pickles, patches={"gateway.http_exchange:HttpExchange.decode": _any_type}),
+    "pickles as artifacts": Weak(
+        attacks.pickles, patches={f"{SKOPS}:skops": _trusting_skops(), f"{SKOPS}:check_archive": _nothing}
+    ),
+    "torch archives": Weak(
+        attacks.torch_archives,
+        patches={"workers.runtimes.torch:check_header": _nothing, "workers.runtimes.torch:load_file": _unpickling},
+    ),
+    "untrusted types": Weak(attacks.untrusted_types, patches={f"{SKOPS}:skops": _trusting_skops()}),
+    "malformed weights": Weak(attacks.malformed_weights, patches={"workers.runtimes.torch:check_header": _nothing}),
+    "ONNX that reaches out": Weak(
+        attacks.onnx_that_reaches_out, patches={"workers.runtimes.onnx:_inspect": lambda path: frozenset()}
+    ),
+}
+"""Attack → the guard without which it gets through. Of the two below one has its guard shown red by itself, and the
+other's is no single function."""
+ALONE: tuple[Attack, ...] = (attacks.many_small_chunks, attacks.forged_log_lines)
+SLOW: dict[str, tuple[Attack, ...]] = {
+    "header_timeout_s": (attacks.slow_headers, attacks.idle_connections),
+    "body_timeout_s": (attacks.tiny_chunks, attacks.slow_body, attacks.slow_bodies_elsewhere, attacks.slow_grpc),
+    "write_timeout_s": (attacks.slow_readers,),
+}
+"""The deadline that ends them → attacks that mostly wait, and are run side by side."""
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """A real server in a process of its own, with small limits."""
+    home = tmp_path_factory.mktemp("victim") / "home"
+    settings = {name: str(value) for name, value in LIMITS.items()}
+    with running(home, samples="false", **settings) as server:
+        with penstock.connect(server.url, api_key=server.api_key) as ps:
+            key = ps.keys.create("stranger", role="deploy")["key"]
+        yield Target(server.url, server.grpc, key, server.api_key, home, server.log, server.pid)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def furnished() -> set[str]:
+    """URLs of servers that have the models already."""
+    return set()
+
+
+async def _furnish(target: Target, done: set[str]) -> None:
+    if target.url not in done:
+        await attacks.furnish(target)
+        done.add(target.url)
+
+
+@pytest.mark.parametrize("attack", list(dict.fromkeys([*(weak.attack for weak in TABLE.values()), *ALONE])))
+async def test_is_repelled(attack: Attack, victim: Target, furnished: set[str]) -> None:
+    """By a real server, which serves others meanwhile and afterwards."""
+    await _furnish(victim, furnished)
+    async with over(victim):
+        await attack(victim)
+    await victim.healthy()
+
+
+async def test_slow_ones_are_cut_off(victim: Target, furnished: set[str]) -> None:
+    """All of them at once, each by its own deadline."""
+    await _furnish(victim, furnished)
+    async with over(victim):
+        await asyncio.gather(*(attack(victim) for those in SLOW.values() for attack in those))
+    await victim.healthy()
+
+
+async def test_slow_ones_stay_without_deadlines(tmp_path: Path, furnished: set[str]) -> None:
+    """On a server with an hour for everything each of them holds on to what it has."""
+    async with weakened(tmp_path / "w" / "home", **dict.fromkeys(SLOW, 3600.0)) as target:
+        await _furnish(target, furnished)
+        async with over(target):
+            those = [attack for attacks_ in SLOW.values() for attack in attacks_]
+            ended = await asyncio.gather(*(attack(target) for attack in those), return_exceptions=True)
+    kept = {attack.__name__: error for attack, error in zip(those, ended, strict=True)}
+    assert [name for name, error in kept.items() if not isinstance(error, AssertionError)] == [], kept
+
+
+@pytest.mark.parametrize("name", list(TABLE))
+async def test_gets_through_without_its_guard(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, furnished: set[str]
+) -> None:
+    """Against the same server without that one guard the same attack succeeds."""
+    weak = TABLE[name]
+    for place, instead in weak.patches.items():
+        module, _, path = place.partition(":")
+        *owners, attribute = path.split(".")
+        owner: Any = importlib.import_module(module)
+        for each in owners:
+            owner = getattr(owner, each)
+        monkeypatch.setattr(owner, attribute, instead)
+    async with weakened(tmp_path / "w" / "home", **weak.settings) as target:
+        await _furnish(target, furnished)
+        async with over(target):
+            with pytest.raises((AssertionError, TimeoutError)):
+                await weak.attack(target)
+
+
+LOGGING = """
+import sys, structlog
+from core import logs, settings
+{weakened}
+logs.configure(settings.Settings(log_json={json}))
+try:
+    raise ValueError({text!r})
+except ValueError:
+    structlog.get_logger().exception("event", name={text!r})
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_an_event_is_one_escaped_line(form: str) -> None:
+    """Whatever stands in its values or its traceback; without the guard it would be several."""
+
+    def logged(weakened: str = "") -> bytes:
+        program = LOGGING.format(weakened=weakened, json=form == "json", text=attacks.FORGED)
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stderr
+
+    strict = logged()
+    assert strict.count(b"\n") == 1
+    assert not re.search(rb"[\x00-\x09\x0b-\x1f]|\xe2\x80\xa8", strict)
+    if form == "text":
+        lax = logged("logs._escaped = lambda logger, name, event: event")
+        assert re.search(rb"[\x00-\x09\x0b-\x1f]|\xe2\x80\xa8", lax)
+
+
+@asynccontextmanager
+async def over(target: Target) -> AsyncIterator[None]:
+    """Whatever an attack leaves open is closed after it."""
+    try:
+        yield
+    finally:
+        await target.hang_up()
+
+
+@asynccontextmanager
+async def weakened(home: Path, **settings: Any) -> AsyncIterator[Target]:
+    async with inside(home, **{**LIMITS, **settings}) as server:
+        key = (await server.commands.create_key("stranger", role="deploy")).secret
+        yield Target(server.url, server.grpc, key, server.api_key, home, home.parent / "log", os.getpid())
