@@ -107,7 +107,7 @@ async def test_every_method_of_the_server_and_its_models() -> None:
         assert (config.max_batch_size, list(config.input[0].dims)) == (8, [4])
         index = await client.get_model_repository_index(headers=bearer)
         assert [(row.name, row.version, row.state, row.reason) for row in index.models] == [
-            ("broken", "1", "UNAVAILABLE", "it is damaged"),
+            ("broken", "1", "UNAVAILABLE", "not loaded"),
             ("echo", "1", "READY", ""),
             ("echo", "2", "READY", ""),
             ("other", "1", "READY", ""),
