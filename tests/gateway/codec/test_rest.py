@@ -113,7 +113,7 @@ LIES: list[tuple[Any, str]] = [
     (b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":' + b"[" * 5000 + b"]" * 5000 + b"}]}", ""),
     (tensor([1.0], [1], "FP33"), "unknown datatype 'FP33'"),
     (tensor([1.0], [-1]), "negative"),
-    (tensor([1.0], [1 << 62, 4]), "is too large"),
+    (tensor([1.0], [1 << 62, 4]), "18446744073709551616 elements"),
     (tensor([1.0], [1 << 31, 1 << 31, 1 << 31]), "elements"),
     (b'{"inputs":[{"name":"x","shape":[99999999999999999999],"datatype":"FP32","data":[1]}]}', "shape"),
     (tensor([1.0], [1] * 40), "dimensions"),
