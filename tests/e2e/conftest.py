@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from penstock.client import Client
 
 from tests.e2e.artifacts import ELEMENTS, PYTHON, SIGNATURES, identity
-from tests.running import RunningServer
+from tests.e2e.attacks import LIMITS, Target, furnish
+from tests.running import RunningServer, running
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +53,16 @@ def classes(ps: Client, files: Path) -> dict[str, str]:
 
 def push_class(ps: Client, files: Path, entry: str, name: str, **options: Any) -> dict[str, Any]:
     return ps.push(f"{files / 'models.py'}:{entry}", name, signature=SIGNATURES[entry], allow_code=True, **options)
+
+
+@pytest.fixture(scope="session")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """A real server in a process of its own, with small limits."""
+    home = tmp_path_factory.mktemp("victim") / "home"
+    settings = {name: str(value) for name, value in LIMITS.items()}
+    with running(home, samples="false", **settings) as server:
+        with penstock.connect(server.url, api_key=server.api_key) as ps:
+            key = ps.keys.create("stranger", role="deploy")["key"]
+        target = Target(server.url, server.grpc, key, server.api_key, home, server.log, server.pid)
+        asyncio.run(furnish(target))
+        yield target

@@ -13,21 +13,19 @@ import re
 import subprocess
 import sys
 import types
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
-import penstock
 import pytest
 from tritonclient.grpc import service_pb2
 
 from tests.e2e import attacks
 from tests.e2e.attacks import LIMITS, Attack, Target
 from tests.e2e.inside import inside
-from tests.running import running
 
 LAX = 10**9
 
@@ -160,50 +158,25 @@ SLOW: dict[str, tuple[Attack, ...]] = {
 """The deadline that ends them → attacks that mostly wait, and are run side by side."""
 
 
-@pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """A real server in a process of its own, with small limits."""
-    home = tmp_path_factory.mktemp("victim") / "home"
-    settings = {name: str(value) for name, value in LIMITS.items()}
-    with running(home, samples="false", **settings) as server:
-        with penstock.connect(server.url, api_key=server.api_key) as ps:
-            key = ps.keys.create("stranger", role="deploy")["key"]
-        yield Target(server.url, server.grpc, key, server.api_key, home, server.log, server.pid)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def furnished() -> set[str]:
-    """URLs of servers that have the models already."""
-    return set()
-
-
-async def _furnish(target: Target, done: set[str]) -> None:
-    if target.url not in done:
-        await attacks.furnish(target)
-        done.add(target.url)
-
-
 @pytest.mark.parametrize("attack", list(dict.fromkeys([*(weak.attack for weak in TABLE.values()), *ALONE])))
-async def test_is_repelled(attack: Attack, victim: Target, furnished: set[str]) -> None:
+async def test_is_repelled(attack: Attack, victim: Target) -> None:
     """By a real server, which serves others meanwhile and afterwards."""
-    await _furnish(victim, furnished)
     async with over(victim):
         await attack(victim)
     await victim.healthy()
 
 
-async def test_slow_ones_are_cut_off(victim: Target, furnished: set[str]) -> None:
+async def test_slow_ones_are_cut_off(victim: Target) -> None:
     """All of them at once, each by its own deadline."""
-    await _furnish(victim, furnished)
     async with over(victim):
         await asyncio.gather(*(attack(victim) for those in SLOW.values() for attack in those))
     await victim.healthy()
 
 
-async def test_slow_ones_stay_without_deadlines(tmp_path: Path, furnished: set[str]) -> None:
+async def test_slow_ones_stay_without_deadlines(tmp_path: Path) -> None:
     """On a server with an hour for everything each of them holds on to what it has."""
     async with weakened(tmp_path / "w" / "home", **dict.fromkeys(SLOW, 3600.0)) as target:
-        await _furnish(target, furnished)
+        await attacks.furnish(target)
         async with over(target):
             those = [attack for attacks_ in SLOW.values() for attack in attacks_]
             ended = await asyncio.gather(*(attack(target) for attack in those), return_exceptions=True)
@@ -212,9 +185,7 @@ async def test_slow_ones_stay_without_deadlines(tmp_path: Path, furnished: set[s
 
 
 @pytest.mark.parametrize("name", list(TABLE))
-async def test_gets_through_without_its_guard(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, furnished: set[str]
-) -> None:
+async def test_gets_through_without_its_guard(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the same server without that one guard the same attack succeeds."""
     weak = TABLE[name]
     for place, instead in weak.patches.items():
@@ -225,7 +196,7 @@ async def test_gets_through_without_its_guard(
             owner = getattr(owner, each)
         monkeypatch.setattr(owner, attribute, instead)
     async with weakened(tmp_path / "w" / "home", **weak.settings) as target:
-        await _furnish(target, furnished)
+        await attacks.furnish(target)
         async with over(target):
             with pytest.raises((AssertionError, TimeoutError)):
                 await weak.attack(target)
