@@ -10,10 +10,10 @@ import pytest
 
 from core.errors import InvalidRequest
 from repository.records import Signature, TensorSpec
+from repository.signature import warmup_sizes
 from tests.workers.samples import rows, version
 from workers.merge import Arrays
 from workers.messages import Scalar
-from workers.prepare import sizes
 from workers.probe import FIXED, Found, hint_of, settle
 
 NOTHING = Signature((), ())
@@ -180,4 +180,4 @@ def test_the_hint_is_the_declared_signature_or_the_example() -> None:
 )
 def test_warm_up_sizes(max_batch: int, asked: tuple[int, ...], expected: list[int]) -> None:
     """Powers of two up to the maximum, and that; or those asked for, within it."""
-    assert sizes(max_batch, asked) == expected
+    assert list(warmup_sizes(max_batch, asked)) == expected
