@@ -17,7 +17,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -130,6 +130,8 @@ async def _answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) ->
 
     try:
         await app(scope, receive, watched)
+    except ClientDisconnect:
+        log.debug("client_left", path=scope["path"])
     except Exception as error:
         answer = _unexpected(error)
         if not started:

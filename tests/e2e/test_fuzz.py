@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import httpx
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
@@ -16,7 +18,6 @@ from hypothesis import strategies as st
 from tests.e2e.attacks import VALID, Target
 from tests.gateway.wire import post
 
-HTTP = httpx.Client()
 BOUNDED = settings(
     deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
 )
@@ -46,6 +47,12 @@ def _every_case(operation: Any, victim: Target) -> None:
             assert isinstance(answer.json()["error"], str), answer.text
 
     answers()
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client() as client:
+        yield client
 
 
 def exchanged(target: Target, data: bytes) -> bytes:
@@ -93,10 +100,10 @@ def test_any_bytes_at_the_http_port(victim: Target, data: bytes) -> None:
 @seed(17)
 @settings(BOUNDED, max_examples=500)
 @given(body=st.binary(max_size=200), length=st.one_of(st.none(), st.integers(0, 220)))
-def test_any_body(victim: Target, body: bytes, length: int | None) -> None:
+def test_any_body(victim: Target, http: httpx.Client, body: bytes, length: int | None) -> None:
     """At the infer route, as JSON, as binary data, and as a raw binary request."""
     headers = {"X-API-Key": victim.key} | ({} if length is None else {"Inference-Header-Content-Length": str(length)})
-    answer = HTTP.post(f"{victim.url}/v2/models/echo/infer", content=body, headers=headers)
+    answer = http.post(f"{victim.url}/v2/models/echo/infer", content=body, headers=headers)
     assert answer.status_code in (200, 400), answer.text
     assert answer.status_code == 200 or set(answer.json()) == {"error"}
 
