@@ -304,7 +304,7 @@ def _place(location: tuple[Any, ...]) -> str:
 
 
 async def _of_anything(_: Request, error: Exception) -> Response:
-    return _unexpected(error)
+    return Response(status_code=400) if isinstance(error, ClientDisconnect) else _unexpected(error)
 
 
 def _unexpected(error: Exception) -> Response:
