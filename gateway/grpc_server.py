@@ -31,6 +31,8 @@ from repository.watch import Watch
 
 log = structlog.get_logger()
 
+INT32_MAX = (1 << 31) - 1
+"""The largest number that a channel option takes."""
 SLACK_BYTES = 1 << 16
 """Messages this much too large are still received, so that the answer says what the limit is."""
 
@@ -83,7 +85,7 @@ async def serve(
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
-    largest = settings.max_body_bytes + SLACK_BYTES
+    largest = min(settings.max_body_bytes + SLACK_BYTES, INT32_MAX)
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", largest),

@@ -79,10 +79,10 @@ def test_an_estimator_and_an_example(ps: Client) -> None:
     """The signature is read off the example and stored; the answers are the estimator's own."""
     data = load_wine()
     estimator = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200)).fit(data.data, data.target)
-    record = ps.push(estimator, "wine", example=data.data[:3], tags={"stage": "test"})
+    record = ps.push(estimator, "cellar", example=data.data[:3], tags={"stage": "test"})
     assert (record["state"], record["version"], record["max_batch"]) == ("READY", 1, 32)
     assert record["signature"]["inputs"] == [{"name": "input", "datatype": "FP64", "shape": [-1, 13], "labels": []}]
-    found = ps.predict("wine", data.data)
+    found = ps.predict("cellar", data.data)
     assert found.tolist() == estimator.predict(data.data).tolist()
 
 
