@@ -5,6 +5,7 @@ The gRPC names are those of `grpc.StatusCode`; this file imports no gRPC, the ed
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from core import errors
@@ -43,3 +44,25 @@ def status_of(error: BaseException) -> Status:
         if row is not None:
             return row
     return TABLE[errors.Internal]
+
+
+class Answer(NamedTuple):
+    """An error as HTTP tells it, before it is bytes."""
+
+    status: int
+    headers: dict[str, str]
+    content: dict[str, object]
+
+
+def answer_to(error: PenstockError) -> Answer:
+    """`{"error": message}`, with `error_id` where there is one; `Retry-After` in whole seconds, at least one."""
+    status = status_of(error).http
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    content: dict[str, object] = {"error": error.message}
+    if error.error_id is not None:
+        content["error_id"] = error.error_id
+    return Answer(status, headers, content)

@@ -7,7 +7,6 @@ Behind it, `install_errors` gives every answer that is an error the one form `{"
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, MutableMapping
 from typing import Any
@@ -32,7 +31,7 @@ from core.errors import (
 )
 from core.identity import Principal, Verifier, credential_from
 from core.settings import MIB
-from core.status import status_of
+from core.status import answer_to
 
 log = structlog.get_logger(__name__)
 
@@ -250,19 +249,8 @@ def require(action: str) -> Callable[[Request], Principal]:
 
 def error_response(error: PenstockError, **members: object) -> Response:
     """`{"error": message}` with the error's status, `error_id` where it has one, and further `members`."""
-    body: dict[str, object] = {"error": error.message}
-    if error.error_id is not None:
-        body["error_id"] = error.error_id
-    return _json({**body, **members}, status_of(error).http, _headers(error))
-
-
-def _headers(error: PenstockError) -> dict[str, str]:
-    headers = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if isinstance(error, Unauthenticated):
-        headers["WWW-Authenticate"] = "Bearer"
-    return headers
+    answer = answer_to(error)
+    return _json({**answer.content, **members}, answer.status, answer.headers)
 
 
 def _json(body: MutableMapping[str, object], status: int, headers: dict[str, str] | None = None) -> Response:

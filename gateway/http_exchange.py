@@ -5,7 +5,6 @@ The protocol (`gateway/http.py`) collects the body; `gateway/codec/rest.py` unde
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -14,7 +13,7 @@ import orjson
 from core.datatypes import Buffer
 from core.errors import InvalidRequest, PenstockError, UnsupportedMedia
 from core.identity import credential_from
-from core.status import status_of
+from core.status import answer_to
 from gateway.codec import rest
 from gateway.exchange import Exchange, InferRequest, InferResponse, Pass
 from gateway.fit import Mould
@@ -121,13 +120,6 @@ def _length(text: bytes | None) -> int | None:
 
 def render_error(error: PenstockError) -> tuple[int, bytes, bytes]:
     """An error → status, header lines, JSON body."""
-    status = status_of(error).http
-    content: dict[str, str] = {"error": error.message}
-    if error.error_id:
-        content["error_id"] = error.error_id
-    headers = JSON
-    if error.retry_after is not None:
-        headers += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after))
-    if status == 401:
-        headers += b"www-authenticate: Bearer\r\n"
-    return status, headers, orjson.dumps(content)
+    status, headers, content = answer_to(error)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return status, JSON + lines.encode("latin-1"), orjson.dumps(content)
