@@ -36,6 +36,15 @@ class Settings(BaseSettings):
     grpc_port: Port = Field(default=8081, description="gRPC port; 0 = any free one")
     samples: bool = Field(default=True, description="train and register the sample models on the first start")
 
+    # beyond one process
+    amqp_url: str = Field(
+        default="", description="broker: amqp://user:password@host:port/vhost, or amqps://; empty: all in one process"
+    )
+    control_port: Port = Field(default=8082, description="HTTP port of the control plane where it runs by itself")
+    snapshot_max_age_s: Seconds = Field(
+        default=86_400.0, description="a gateway starts from its last known routes and keys while they are no older"
+    )
+
     # what a request may be
     max_body_bytes: Count = Field(default=64 * MIB, description="request body as sent (Triton: 64 MiB)")
     max_decoded_bytes: Count = Field(default=128 * MIB, description="request body after gzip or deflate")
@@ -143,14 +152,26 @@ class Settings(BaseSettings):
     def in_force(self, name: str) -> str:
         """The value of a setting as text; of one left to the server also what it decided."""
         value = getattr(self, name)
+        if name in SECRET and value:
+            return without_password(value)
         decided = AUTOMATIC.get(name)
         if decided is None or value != Settings.model_fields[name].default:
             return str(value)
         return f"auto ({getattr(self, decided)})"
 
 
+SECRET = frozenset({"amqp_url"})
+"""Settings that may carry a password: shown without it."""
+
 AUTOMATIC = {"allow_code": "code_allowed", "compute_threads": "threads", "child_memory_bytes": "child_memory"}
 """Setting whose default leaves it to the server → the property that decides."""
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown: its password, if it has one, as `***`."""
+    head, at, tail = url.rpartition("@")
+    scheme, _, user = head.partition("://")
+    return f"{scheme}://{user.partition(':')[0]}:***@{tail}" if at and ":" in user else url
 
 
 def load() -> Settings:
