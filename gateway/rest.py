@@ -7,18 +7,19 @@ before they become ASGI.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import msgspec
 import orjson
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from core.datatypes import Buffer
 from core.errors import InvalidRequest
 from core.identity import DEPLOY, Principal
 from core.settings import Settings
 from core.web import allow_body, principal, require
-from gateway import metadata
+from gateway import examples, metadata
 from gateway.codec import parameters, rest
 from gateway.dataplane import DataPlane
 from gateway.health import Health
@@ -39,26 +40,8 @@ def may_compress(path: str) -> bool:
 Caller = Annotated[Principal, Depends(principal)]
 Deployer = Annotated[Principal, Depends(require(DEPLOY))]
 
-NUMBERS = {
-    "inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP64", "data": [[5.1, 3.5, 1.4, 0.2]]}],
-    "outputs": [{"name": "predict"}],
-    "parameters": {"timeout": 500_000},
-}
-BODY = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {"type": "object", "required": ["inputs"]},
-            "examples": {
-                "iris": {"summary": "Four measurements of a flower, half a second to answer", "value": NUMBERS}
-            },
-        },
-        "application/octet-stream": {
-            "schema": {"type": "string", "format": "binary"},
-            "example": "JSON of Inference-Header-Content-Length bytes, then the tensors",
-        },
-    },
-}
+Model = Annotated[str, Path(description="A model's name", openapi_examples=examples.MODELS)]
+Number = Annotated[str, Path(description="A version's number, or an alias", openapi_examples=examples.VERSIONS)]
 
 
 class Answer(Response):
@@ -83,53 +66,89 @@ def router(
 
 
 def _server(api: APIRouter, routes: Routes, health: Health) -> None:
-    @api.get("", tags=["server"], summary="Name, version and protocol extensions of the server")
+    @api.get(
+        "",
+        tags=["server"],
+        summary="Name, version and protocol extensions of the server",
+        responses=examples.SERVER,
+    )
     async def server_metadata(caller: Caller) -> Response:
         return Answer(metadata.server_metadata())
 
-    @api.get("/health/live", tags=["server"], summary="Is the process up? (no credential)")
+    @api.get("/health/live", tags=["server"], summary="Is the process up? (no credential)", responses=examples.LIVE)
     async def live() -> Response:
         return Answer({"live": True})
 
-    @api.get("/health/ready", tags=["server"], summary="Is the server ready for requests? (no credential)")
+    @api.get(
+        "/health/ready",
+        tags=["server"],
+        summary="Is the server ready for requests? (no credential)",
+        responses=examples.READY,
+    )
     async def ready() -> Response:
         return Answer({"ready": health.ready, "live": health.ready}, 200 if health.ready else 503)
 
-    @api.get("/models", tags=["models"], summary="Names of the models that are open and that the key may see")
+    @api.get(
+        "/models",
+        tags=["models"],
+        summary="Names of the models that are open and that the key may see",
+        responses=examples.NAMES,
+    )
     async def list_models(caller: Caller) -> Response:
         return Answer({"models": sorted({route.name for route in routes.table.open(caller)})})
 
-    @api.get("/models/stats", tags=["models"], summary="Statistics of every model")
+    @api.get(
+        "/models/stats",
+        tags=["models"],
+        summary="Statistics of every model",
+        responses=examples.STATISTICS,
+    )
     async def all_statistics(caller: Caller) -> Response:
         return Answer(metadata.statistics(routes.table, "", "", caller))
 
 
 def _models(api: APIRouter, routes: Routes) -> None:
-    async def model_metadata(caller: Caller, model: str, version: str = "") -> Response:
+    async def model_metadata(caller: Caller, model: Model, version: Number) -> Response:
         table = routes.table
         return Answer(metadata.model_metadata(table.resolve(model, version, caller), table, caller))
 
-    async def model_ready(caller: Caller, model: str, version: str = "") -> Response:
+    async def model_ready(caller: Caller, model: Model, version: Number) -> Response:
         return Answer({"name": routes.table.resolve(model, version, caller).name, "ready": True})
 
-    async def model_config(caller: Caller, model: str, version: str = "") -> Response:
+    async def model_config(caller: Caller, model: Model, version: Number) -> Response:
         return Answer(metadata.model_config(routes.table.resolve(model, version, caller).version))
 
-    async def model_statistics(caller: Caller, model: str, version: str = "") -> Response:
+    async def model_statistics(caller: Caller, model: Model, version: Number) -> Response:
         return Answer(metadata.statistics(routes.table, model, version, caller))
 
-    for suffix, endpoint, summary in (
-        ("", model_metadata, "Inputs and outputs of a model"),
-        ("/ready", model_ready, "Is the model ready? 503 while it is not"),
-        ("/config", model_config, "Configuration: batching, deadlines, bounds, in Triton's form"),
-        ("/stats", model_statistics, "Statistics: requests, batches, durations"),
+    for suffix, endpoint, summary, answered in (
+        ("", model_metadata, "Inputs and outputs of a model", examples.METADATA),
+        ("/ready", model_ready, "Is the model ready? 503 while it is not", examples.MODEL_READY),
+        ("/config", model_config, "Configuration: batching, deadlines, bounds, in Triton's form", examples.CONFIG),
+        ("/stats", model_statistics, "Statistics: requests, batches, durations", examples.STATISTICS),
     ):
-        for path in ("/models/{model}", "/models/{model}/versions/{version}"):
-            api.add_api_route(path + suffix, endpoint, methods=["GET"], tags=["models"], summary=summary)
+        about: dict[str, Any] = {"summary": summary, "responses": answered, "name": endpoint.__name__}
+        api.add_api_route("/models/{model}" + suffix, _unversioned(endpoint), tags=["models"], **about)
+        api.add_api_route("/models/{model}/versions/{version}" + suffix, endpoint, tags=["models"], **about)
+
+
+def _unversioned(endpoint: Callable[[Principal, str, str], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+    """The endpoint for a path without a version: that which the model serves."""
+
+    async def of_model(caller: Caller, model: Model) -> Response:
+        return await endpoint(caller, model, "")
+
+    return of_model
 
 
 def _repository(api: APIRouter, watch: Watch, commands: Lifecycle, settings: Settings) -> None:
-    @api.post("/repository/index", tags=["repository"], summary="Every version the key may see, and its state")
+    @api.post(
+        "/repository/index",
+        tags=["repository"],
+        summary="Every version the key may see, and its state",
+        responses=examples.REPOSITORY,
+        openapi_extra=examples.INDEX,
+    )
     async def index(caller: Caller, request: Request) -> Response:
         wanted = await _json_object(request)
         ready = wanted.get("ready", False)
@@ -137,16 +156,28 @@ def _repository(api: APIRouter, watch: Watch, commands: Lifecycle, settings: Set
             raise InvalidRequest("'ready' must be true or false")
         return Answer(metadata.repository_index(await watch.refresh(), caller, ready))
 
-    @api.post("/repository/models/{model}/load", tags=["repository"], summary="Load a model; answers when it is done")
-    async def load(caller: Deployer, model: str, request: Request) -> Response:
+    @api.post(
+        "/repository/models/{model}/load",
+        tags=["repository"],
+        summary="Load a model; answers when it is done",
+        responses=examples.DONE,
+        openapi_extra=examples.EMPTY,
+    )
+    async def load(caller: Deployer, model: Model, request: Request) -> Response:
         caller.require(DEPLOY, model)
         allow_body(request, settings.max_body_bytes)  # a `file:` parameter is refused for what it is, not for its size
         parameters.check_load(_parameters(await _json_object(request)))
         await commands.load(model)
         return Answer({})
 
-    @api.post("/repository/models/{model}/unload", tags=["repository"], summary="Unload a model, once it is drained")
-    async def unload(caller: Deployer, model: str, request: Request) -> Response:
+    @api.post(
+        "/repository/models/{model}/unload",
+        tags=["repository"],
+        summary="Unload a model, once it is drained",
+        responses=examples.DONE,
+        openapi_extra=examples.EMPTY,
+    )
+    async def unload(caller: Deployer, model: Model, request: Request) -> Response:
         caller.require(DEPLOY, model)
         await _json_object(request)
         await commands.unload(model)
@@ -177,7 +208,7 @@ async def _json_object(request: Request) -> dict[str, Any]:
 def _infer(api: APIRouter, plane: DataPlane, settings: Settings) -> None:
     limits = rest.Limits(settings.max_decoded_bytes, settings.max_tensors)
 
-    async def infer(request: Request, model: str, version: str = "") -> Response:
+    async def answer(request: Request, model: str, version: str) -> Response:
         reply = _Reply(limits)
         exchange = HttpExchange(reply, InferHead((model, version), dict(reversed(request.scope["headers"]))))
         allow_body(request, settings.max_body_bytes)
@@ -188,10 +219,20 @@ def _infer(api: APIRouter, plane: DataPlane, settings: Settings) -> None:
         finally:
             plane.cancel(exchange)
 
-    for path in ("/models/{model}/infer", "/models/{model}/versions/{version}/infer"):
-        api.add_api_route(
-            path, infer, methods=["POST"], tags=["inference"], summary="Predict", openapi_extra={"requestBody": BODY}
-        )
+    about: dict[str, Any] = {
+        "tags": ["inference"],
+        "summary": "Predict",
+        "responses": examples.ANSWERS,
+        "openapi_extra": examples.INFER,
+    }
+
+    @api.post("/models/{model}/infer", **about)
+    async def infer(request: Request, model: Model) -> Response:
+        return await answer(request, model, "")
+
+    @api.post("/models/{model}/versions/{version}/infer", **about)
+    async def infer_version(request: Request, model: Model, version: Number) -> Response:
+        return await answer(request, model, version)
 
 
 class _Reply:

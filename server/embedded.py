@@ -8,7 +8,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
 
 import control.api
 import gateway.rest
@@ -21,7 +20,6 @@ from gateway.codec import tensors
 from gateway.dataplane import DataPlane
 from gateway.health import Health
 from gateway.http import Plant
-from gateway.metadata import server_metadata
 from gateway.routes import Routes
 from gateway.transports.connect import transport_for
 from repository.artifacts import FileArtifacts
@@ -30,13 +28,12 @@ from repository.commands import Commands
 from repository.records import Version
 from repository.sqlite import SqliteStore
 from repository.watch import Watch
+from server import docs
 from server.home import Home
 from server.listen import HttpServer, bind, http_server
 from workers.host import Endpoint, Host
 
 log = structlog.get_logger()
-DOCS = frozenset({"/docs", "/openapi.json"})
-"""Open to everybody while every listener is on loopback."""
 
 
 class Embedded:
@@ -109,18 +106,12 @@ class Embedded:
 
     def _app(self) -> Guard:
         settings = self.settings
-        app = FastAPI(
-            title="Penstock",
-            version=server_metadata()["version"],
-            redoc_url=None,
-            redirect_slashes=False,
-            summary=SUMMARY,
-        )
+        public = gateway.rest.PUBLIC | (docs.PATHS if settings.on_loopback else frozenset())
+        app = docs.Application(SUMMARY, public)
         install_errors(app)
         lifecycle = gateway.rest.router(self.plane, self.routes, self.watch, self.commands, self.health, settings)
         app.include_router(lifecycle)
         app.include_router(control.api.router(self.commands, self.watch, settings))
-        public = gateway.rest.PUBLIC | (DOCS if settings.on_loopback else frozenset())
         limits = settings.max_control_bytes, settings.max_json_depth
         return Guard(app, self.verifier, public, *limits, gateway.rest.may_compress)
 

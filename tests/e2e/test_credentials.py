@@ -46,11 +46,15 @@ REST: dict[tuple[str, str], Row] = {
     ("GET", "/v2/health/live"): Row(PUBLIC),
     ("GET", "/v2/health/ready"): Row(PUBLIC),
     ("GET", "/docs"): Row(PUBLIC),
+    ("GET", "/docs/start.js"): Row(PUBLIC),
+    ("GET", "/docs/swagger-ui-bundle.js"): Row(PUBLIC),
+    ("GET", "/docs/swagger-ui.css"): Row(PUBLIC),
     ("GET", "/openapi.json"): Row(PUBLIC),
     ("HEAD", "/docs"): Row(PREDICT),
+    ("HEAD", "/docs/start.js"): Row(PREDICT),
+    ("HEAD", "/docs/swagger-ui-bundle.js"): Row(PREDICT),
+    ("HEAD", "/docs/swagger-ui.css"): Row(PREDICT),
     ("HEAD", "/openapi.json"): Row(PREDICT),
-    ("GET", "/docs/oauth2-redirect"): Row(PREDICT),
-    ("HEAD", "/docs/oauth2-redirect"): Row(PREDICT),
     ("GET", "/v2"): Row(PREDICT),
     ("GET", "/v2/models"): Row(PREDICT),
     ("GET", "/v2/models/stats"): Row(PREDICT),
@@ -84,7 +88,7 @@ REST: dict[tuple[str, str], Row] = {
     ("POST", "/api/v1/keys"): Row(ADMIN, 201, {"name": "made", "models": ["other-x"]}),
     ("DELETE", "/api/v1/keys/{key_id}"): Row(ADMIN, 404),
 }
-"""Every REST route, the control API's and FastAPI's own among them."""
+"""Every REST route, the control API's and the documentation's among them."""
 
 INFERENCE = "/inference.GRPCInferenceService/"
 GRPC: dict[str, Row] = {
@@ -123,6 +127,8 @@ UNKNOWN = (
     "/api",
     "/api/v2/keys",
     "/redoc",
+    "/docs/oauth2-redirect",
+    "/docs/swagger-ui-bundle.js.map",
 )
 
 
