@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 import penstock
 import pytest
+from penstock.errors import ServerFailed
 
 from tests.e2e.artifacts import PYTHON, SIGNATURES, identity
 from tests.gateway.wire import Wire, post
@@ -205,6 +207,24 @@ def test_nobody_listens_to_what_it_prints(start: Start, tmp_path: Path) -> None:
     with penstock.connect(process.client["url"], api_key=process.client["api_key"]) as ps:
         (tmp_path / "identity.onnx").write_bytes(identity())
         assert ps.push(tmp_path / "identity.onnx", "echo")["state"] == "READY"
+    process.signal(signal.SIGTERM)
+    assert process.process.wait(40) == 0
+
+
+def test_nobody_reads_what_it_prints(start: Start, tmp_path: Path) -> None:
+    """A reader of stderr that is there and never reads holds up neither requests nor the stop."""
+    (tmp_path / "models.py").write_text(PYTHON)
+    process = start()
+    assert process.process.stderr is not None
+    fcntl.fcntl(process.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    process.ready()
+    with penstock.connect(process.client["url"], api_key=process.client["api_key"], timeout=10) as ps:
+        source = f"{tmp_path / 'models.py'}:Fragile"
+        ps.push(source, "fragile", signature=SIGNATURES["Fragile"], allow_code=True)
+        for _ in range(20):
+            with pytest.raises(ServerFailed):
+                ps.predict("fragile", [[1]])
+        assert ps.predict("fragile", [[0]]).shape == (1, 1)
     process.signal(signal.SIGTERM)
     assert process.process.wait(40) == 0
 
