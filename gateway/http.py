@@ -72,6 +72,13 @@ class Plant:
         self.uploads = uploads
         self.limits = rest.Limits(settings.max_decoded_bytes, settings.max_tensors)
         self.connections: set[Protocol] = set()
+        self.draining = False
+
+    def drain(self) -> None:
+        """From now on every answer is its connection's last; who is idle may still ask once."""
+        self.draining = True
+        for connection in self.connections:
+            connection.last_answers()
 
     def protocol(self, config: Config, server_state: ServerState, app_state: dict[str, Any], **kwargs: Any) -> Protocol:
         """What uvicorn calls for each connection (`http=`)."""
@@ -124,7 +131,8 @@ class Protocol(HttpToolsProtocol):
         # how the connection ends
         self.deaf = False
         """Nothing more is parsed: what still comes is thrown away."""
-        self.stopping = False
+        self.stopping = plant.draining
+        """The next answer is the last."""
 
     # --- the connection
 
@@ -294,9 +302,13 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server stops: answer what is here, then close."""
-        self.stopping = True
+        self.last_answers()
         if not self.turns:
             self.transport.close()
+
+    def last_answers(self) -> None:
+        """Answer what is here, or what comes next, with `Connection: close`."""
+        self.stopping = True
         for turn in self.turns:
             turn.keep_alive = False
             if turn.cycle is not None:

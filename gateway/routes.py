@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from core.beats import Share
 from core.errors import Draining
 from core.settings import Settings
 from gateway.batching.batcher import Batcher
@@ -22,6 +23,10 @@ class Routes:
         self._settings = settings
         self._catalog: Catalog | None = None
         self._open: dict[Key, Route] = {}
+        self._leaving: dict[Key, Route] = {}
+        """Retired and not drained yet."""
+        self._shut: set[Key] = set()
+        """Open, but nobody is there to serve."""
         self._transports: dict[Key, Transport] = {}
         self._listeners: list[Callable[[Table], None]] = []
 
@@ -47,17 +52,37 @@ class Routes:
 
     async def retire(self, model: str, version: int) -> None:
         """Send nothing more to a version, wait for what it has accepted, and let its transport go."""
-        route = self._open.pop((model, version), None)
+        key = (model, version)
+        route = self._open.pop(key, None)
         if route is None:
             return
+        self._shut.discard(key)
+        self._leaving[key] = route
         self._rebuild()
-        if await route.batcher.drain(self._settings.drain_timeout_s):
-            route.batcher.close(Draining("the model version was retired before this request was answered"))
-        await self._transports.pop((model, version)).close()
+        try:
+            if await route.batcher.drain(self._settings.drain_timeout_s):
+                route.batcher.close(Draining("the model version was retired before this request was answered"))
+            await self._transports.pop(key).close()
+        finally:
+            del self._leaving[key]
 
     async def close(self) -> None:
         for key in list(self._open):
             await self.retire(*key)
+
+    def opened(self) -> list[Key]:
+        return list(self._open)
+
+    def shut(self, keys: set[Key]) -> None:
+        """New requests to these open versions are refused as not ready; what was accepted stays."""
+        keys &= self._open.keys()
+        if keys != self._shut:
+            self._shut = keys
+            self._rebuild()
+
+    def shares(self, now: int) -> list[Share]:
+        """What each version has to do here that this gateway may still send a batch of. `now`: monotonic ns."""
+        return [route.batcher.share(now) for route in (*self._open.values(), *self._leaving.values())]
 
     def _rebuild(self) -> None:
         catalog = self._catalog
@@ -69,6 +94,9 @@ class Routes:
                 for version in catalog.all_versions()
             }
         )
-        self.table = Table(self._open.values(), known, () if catalog is None else catalog.all_aliases())
+        self.table = Table(self._serving(), known, () if catalog is None else catalog.all_aliases())
         for listener in self._listeners:
             listener(self.table)
+
+    def _serving(self) -> list[Route]:
+        return [route for key, route in self._open.items() if key not in self._shut]

@@ -14,7 +14,7 @@ import structlog
 
 from core.errors import PenstockError
 from repository.catalog import Catalog, catalog
-from repository.records import Alias, ApiKey, Version, VersionState
+from repository.records import Alias, ApiKey, Deployment, Version, VersionState
 from repository.store import Store
 
 __all__ = ["Catalog", "Subscriber", "Watch"]
@@ -39,6 +39,19 @@ class Watch:
         self._poked = asyncio.Event()
         self._changed = asyncio.Event()
         self._away = False
+        self._kept = False
+        """The catalog is one from before: the store may count anew."""
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the store said at the last look that the catalog is what it holds."""
+        return self.catalog.revision >= 0 and not self._away
+
+    def adopt(self, kept: Catalog) -> None:
+        """Take a catalog that was kept from before, until the store can be read."""
+        self.catalog = kept
+        self._kept = self._away = True
+        self._publish()
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call `subscriber` with each new catalog, and now with the present one if something was read already."""
@@ -53,8 +66,9 @@ class Watch:
     async def refresh(self) -> Catalog:
         """Read what the store says now, tell the subscribers, return it. Raises Unavailable when it is away."""
         async with self._reading:
-            if await self._store.revision() != self.catalog.revision:
+            if await self._store.revision() != self.catalog.revision or self._kept:
                 self.catalog = await _read(self._store)
+                self._kept = False
                 self._publish()
         return self.catalog
 
@@ -120,6 +134,7 @@ async def _read(store: Store) -> Catalog:
             await store.find(VersionState),
             await store.find(Alias),
             await store.find(ApiKey),
+            await store.find(Deployment),
         )
         if await store.revision() == revision:
             break

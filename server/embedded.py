@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any
 
 import structlog
 
 import control.api
 import gateway.rest
-from core.errors import Unavailable
 from core.identity import ADMIN, CODE, Verifier
 from core.settings import Settings
 from core.web import Guard, install_errors
@@ -29,14 +25,15 @@ from repository.records import Version
 from repository.sqlite import SqliteStore
 from repository.watch import Watch
 from server import docs
+from server.composition import Composition, authority
 from server.home import Home
-from server.listen import HttpServer, bind, http_server
+from server.listen import bind, http_server
 from workers.host import Endpoint, Host
 
 log = structlog.get_logger()
 
 
-class Embedded:
+class Embedded(Composition):
     """One server. `start` raises PenstockError with one sentence where it cannot."""
 
     commands: Commands
@@ -44,19 +41,9 @@ class Embedded:
     grpc: str
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.health = Health()
         self.verifier = Verifier()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._stack = contextlib.AsyncExitStack()
-
-    async def start(self) -> None:
-        """Bring everything up, the listeners last; what was started is stopped again if a step fails."""
-        try:
-            await self._start()
-        except BaseException:
-            await self._stack.aclose()
-            raise
 
     async def _start(self) -> None:
         settings = self.settings
@@ -87,15 +74,15 @@ class Embedded:
         self.http = http_server(self._app(), self.plant, settings)
         await self._serve(self.http, [listener])
         self._background(self.plant.reap())
-        self.url = f"http://{_authority(settings.host, listener.getsockname()[1])}"
-        self.grpc = _authority(settings.host, self.rpc.port)
+        self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
+        self.grpc = authority(settings.host, self.rpc.port)
         self.api_key = await self._first_key()
         self.home.write_client(url=self.url, grpc=self.grpc, control=self.url, api_key=self.api_key)
 
     async def stop(self) -> None:
         """Not ready → finish what was accepted → let go, in the reverse order of the start."""
         self.health.set(False)
-        await self._stack.aclose()
+        await super().stop()
 
     def _changed(self, catalog: Catalog) -> None:
         self.verifier.replace(catalog.credentials())
@@ -115,25 +102,6 @@ class Embedded:
         limits = settings.max_control_bytes, settings.max_json_depth
         return Guard(app, self.verifier, public, *limits, gateway.rest.may_compress)
 
-    async def _serve(self, server: HttpServer, sockets: list[Any]) -> None:
-        task = self._background(server.serve(sockets))
-
-        async def finish() -> None:
-            server.should_exit = True
-            await asyncio.wait([task])
-
-        self._stack.push_async_callback(finish)
-        while not server.started:
-            if task.done():
-                raise Unavailable("the HTTP server did not start")
-            await asyncio.sleep(0.005)
-
-    def _background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        self._stack.push_async_callback(_end, task)
-        return task
-
     async def _first_key(self) -> str:
         """The key in client.toml as long as it is good; else the repository's first, or a new one like it."""
         known = self.home.api_key()
@@ -148,12 +116,3 @@ class Embedded:
 
 
 SUMMARY = "V2 inference protocol under /v2, the control API under /api/v1"
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def _end(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait([task])

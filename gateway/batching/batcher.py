@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import structlog
 
+from core.beats import Share
 from core.errors import DeadlineExceeded, Draining, Internal, PenstockError, new_error_id
 from core.settings import Settings
 from gateway.admission import Admission
@@ -74,6 +75,8 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._flights: dict[int, Formed] = {}
         """Batches in flight by their id."""
+        self._asked = self._told = 0
+        """Rows asked for, refused ones included: now, and when `share` was last called."""
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._alarm = NEVER
@@ -89,6 +92,7 @@ class Batcher:
 
         Raises DeadlineExceeded, Hopeless, QueueFull, Draining, InvalidRequest; then the entry is not kept.
         """
+        self._asked += entry.rows
         if self._closed is not None:
             raise again(self._closed)
         now = time.monotonic_ns()
@@ -136,6 +140,15 @@ class Batcher:
         for entry in waiting + aboard:
             self._refuse(entry, error)
         self._check_empty()
+
+    def share(self, now: int) -> Share:
+        """What there is to do at `now`, and what was asked for since the last call."""
+        demand, self._told = self._asked - self._told, self._asked
+        queue = self.policy.queue
+        oldest = min((entry.arrived for entry in queue), default=now)
+        return Share(
+            self.version.model, self.version.version, demand, queue.rows, max(0, now - oldest), len(self._flights)
+        )
 
     @property
     def pending(self) -> int:
