@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from core.identity import Credential, Principal
 from core.names import CHAMPION, VERSION
-from repository.records import READY, UNKNOWN, Alias, ApiKey, Version, VersionState
+from repository.records import READY, UNKNOWN, Alias, ApiKey, Deployment, Version, VersionState
 
 Place = tuple[str, int]
 """(model, version)"""
@@ -26,6 +26,8 @@ class Catalog:
     """Model → alias → version number."""
     keys: Mapping[str, ApiKey] = field(default_factory=dict)
     """Key id → key, revoked ones included."""
+    deployments: Mapping[str, Deployment] = field(default_factory=dict)
+    """Model → its deployment, where one was set: `deployment` knows the defaults."""
 
     def version(self, model: str, version: int) -> Version | None:
         return self.versions.get(model, {}).get(version)
@@ -62,6 +64,10 @@ class Catalog:
         ready = [number for number in self.versions.get(model, ()) if self.ready(model, number)]
         return max(ready, default=self.highest(model))
 
+    def deployment(self, model: str) -> Deployment:
+        """How the model's versions are to run; revision 0 where nothing was set and the defaults hold."""
+        return self.deployments.get(model) or Deployment(model=model)
+
     def credentials(self) -> list[Credential]:
         """What the verifier needs of every key that is not revoked."""
         return [credential_of(key) for key in self.keys.values() if not key.revoked]
@@ -78,8 +84,9 @@ def catalog(
     states: Iterable[VersionState] = (),
     aliases: Iterable[Alias] = (),
     keys: Iterable[ApiKey] = (),
+    deployments: Iterable[Deployment] = (),
 ) -> Catalog:
-    """Sort records into a Catalog. States and aliases of versions that are gone are left out."""
+    """Sort records into a Catalog. States, aliases and deployments of what is gone are left out."""
     by_model: dict[str, dict[int, Version]] = {}
     for version in sorted(versions, key=lambda version: (version.model, version.version)):
         by_model.setdefault(version.model, {})[version.version] = version
@@ -88,4 +95,5 @@ def catalog(
         if alias.version in by_model.get(alias.model, ()):
             by_alias.setdefault(alias.model, {})[alias.alias] = alias.version
     known = {(s.model, s.version): s for s in states if s.version in by_model.get(s.model, ())}
-    return Catalog(revision, by_model, known, by_alias, {key.key_id: key for key in keys})
+    deployed = {deployment.model: deployment for deployment in deployments if deployment.model in by_model}
+    return Catalog(revision, by_model, known, by_alias, {key.key_id: key for key in keys}, deployed)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from core.errors import Conflict, NotFound, Unavailable
 from core.names import NAME, VERSION
 from repository.records import Alias, ApiKey, Counter, Version
-from repository.store import Store
+from repository.store import R, Store
 
 T = TypeVar("T")
 
@@ -74,16 +74,27 @@ class Changes:
 
         return await _persist(write, model)
 
-    async def point(self, alias: Alias) -> Alias:
-        """Insert or move an alias."""
+    async def put(self, record: R) -> R:
+        """Insert the record, or replace the one of its key."""
 
-        async def write() -> Alias:
-            there = await self._store.get(Alias, alias.key)
+        async def write() -> R:
+            there = await self._store.get(type(record), record.key)
             if there is None:
-                return await self._store.insert(alias)
-            return await self._store.replace(replace(alias, revision=there.revision))
+                return await self._store.insert(record)
+            return await self._store.replace(replace(record, revision=there.revision))
 
-        return await _persist(write, alias.key)
+        return await _persist(write, record.key)
+
+    async def drop(self, kind: type[R], key: str) -> R | None:
+        """Delete the record of that key; returns it, None where there was none."""
+
+        async def write() -> R | None:
+            there = await self._store.get(kind, key)
+            if there is not None:
+                await self._store.delete(there)
+            return there
+
+        return await _persist(write, key)
 
     async def revoke(self, key: ApiKey) -> ApiKey:
         async def write() -> ApiKey:

@@ -1,4 +1,4 @@
-"""The one writer of desired state: versions, aliases, what is loaded, keys. The control API and V2 load/unload call it.
+"""The one writer of desired state: versions, aliases, deployments, what is loaded, keys. Control API and V2 call it.
 
 There are no transactions: a command is a few one-record writes, each compared and set on the record's revision, in
 an order that leaves the store whole wherever it stops. Artifacts come before the records that name them and go after
@@ -24,6 +24,7 @@ from core.settings import Settings
 from repository.access import check_gift, check_key, covers
 from repository.catalog import Catalog
 from repository.changes import Changes, unknown
+from repository.deployments import check_deployment
 from repository.manifest import Manifest, check, check_tags, max_batch_of, signature_of
 from repository.records import (
     ALWAYS,
@@ -36,6 +37,7 @@ from repository.records import (
     UNLOADING,
     Alias,
     ApiKey,
+    Deployment,
     Signature,
     Version,
     VersionState,
@@ -218,7 +220,7 @@ class Commands:
         check_alias(alias)
         target = await self._changes.find(model, version)
         await self._ready_first(target)
-        written = await self._changes.point(Alias(model=model, alias=alias, version=target.version))
+        written = await self._changes.put(Alias(model=model, alias=alias, version=target.version))
         try:
             await self._changes.change(target, _by_rule_again, touch=True)
         except NotFound:
@@ -248,6 +250,39 @@ class Commands:
         changed = await self._changes.change(found, lambda now: replace(now, tags=tags))
         await self._watch.refresh()
         return changed
+
+    # --- deployments ----------------------------------------------------------------------------------------------
+
+    async def set_deployment(self, deployment: Deployment, seen: int | None = None) -> Deployment:
+        """Say how the versions of a model are to run; workers then make it so. `seen`: the revision that the caller
+        changes (0: the defaults), whatever it is where None.
+
+        Raises InvalidRequest naming the field, NotFound, Conflict where another revision was `seen`.
+        """
+        check_deployment(deployment)
+        _versions(await self._watch.refresh(), deployment.model)
+        written = await self._put_deployment(deployment, seen)
+        if not await self._store.find(Version, deployment.model):
+            await self.delete_deployment(deployment.model)
+            raise NotFound(f"unknown model {deployment.model!r}")
+        await self._watch.refresh()
+        log.info("deployment_set", model=deployment.model, replicas=written.replicas, at_most=written.max_replicas)
+        return written
+
+    async def _put_deployment(self, deployment: Deployment, seen: int | None) -> Deployment:
+        if seen is None:
+            return await self._changes.put(deployment)
+        return await (
+            self._store.replace(replace(deployment, revision=seen)) if seen else self._store.insert(deployment)
+        )
+
+    async def delete_deployment(self, model: str) -> Deployment:
+        """Have the versions of a model run by the defaults again; returns these. Raises NotFound."""
+        gone = await self._changes.drop(Deployment, model) if NAME.match(model) else None
+        catalog = await self._watch.refresh()
+        if gone is None:
+            _versions(catalog, model)
+        return Deployment(model=model)
 
     # --- loading --------------------------------------------------------------------------------------------------
 
@@ -371,6 +406,8 @@ class Commands:
         state = await self._store.get(VersionState, version.key)
         if state is not None:
             await self._store.delete(state)
+        if not await self._store.find(Version, version.model):
+            await self._changes.drop(Deployment, version.model)
         await self._drop(version.digest, version.example)
         log.info("deleted", model=version.model, version=version.version)
 
@@ -405,6 +442,9 @@ class Commands:
         for record in records:
             if await self._store.get(Version, f"{record.model}/{record.version}") is None:
                 await self._store.delete(record)
+        for deployment in await self._store.find(Deployment):
+            if not await self._store.find(Version, deployment.model):
+                await self._store.delete(deployment)
 
     async def _drop(self, *digests: str) -> None:
         """Delete those artifacts that no version names."""

@@ -142,6 +142,31 @@ class Counter(Record, frozen=True, kw_only=True):
         return self.model
 
 
+class Deployment(Record, frozen=True, kw_only=True):
+    """How many replicas a model's versions run as, and what each of them gets. A model without one has the defaults.
+
+    The values are checked by `repository/deployments.py`.
+    """
+
+    kind: ClassVar[str] = "deployment"
+
+    model: str
+    replicas: int = 1
+    """Of each loaded version, at least."""
+    max_replicas: int = 1
+    """Of each loaded version, at most: as many as demand asks for."""
+    cpus: float = 0.1
+    """Cores that a replica is placed by, not a limit of what it uses."""
+    gpus: float = 0.0
+    """Devices of a replica: a share of one, or whole ones."""
+    accelerator: str = ""
+    """The type of device in Ray's words (H200, L4, …); empty: any."""
+
+    @property
+    def key(self) -> str:
+        return self.model
+
+
 class ApiKey(Record, frozen=True, kw_only=True):
     """A key without its secret: `digest` is the SHA-256 of the whole key, in hex."""
 
@@ -164,4 +189,6 @@ class ApiKey(Record, frozen=True, kw_only=True):
         return self.key_id
 
 
-KINDS: dict[str, type[Record]] = {record.kind: record for record in (Version, VersionState, Alias, Counter, ApiKey)}
+KINDS: dict[str, type[Record]] = {
+    record.kind: record for record in (Version, VersionState, Alias, Counter, Deployment, ApiKey)
+}

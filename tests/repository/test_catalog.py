@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.identity import Principal, digest_of
 from repository.catalog import Catalog, catalog
-from repository.records import Alias, ApiKey
+from repository.records import Alias, ApiKey, Deployment
 from tests.repository.scripted import a_state, a_version
 
 
@@ -55,6 +55,15 @@ def test_a_name_resolves_to_a_number() -> None:
     crowned = catalog(8, MADE.all_versions(), MADE.states.values(), [alias("champion", 10)])
     assert crowned.resolve("m") == 10
     assert crowned.aliases["m"] == {"champion": 10}
+
+
+def test_a_model_without_a_deployment_has_the_defaults() -> None:
+    """One replica; what was set holds as long as the model is there."""
+    set_ = [Deployment(model="m", replicas=2, max_replicas=8), Deployment(model="lost", replicas=3, max_replicas=3)]
+    made = catalog(8, MADE.all_versions(), deployments=set_)
+    assert made.deployment("m") == set_[0]
+    assert made.deployment("n") == Deployment(model="n", replicas=1, max_replicas=1, cpus=0.1, gpus=0.0)
+    assert list(made.deployments) == ["m"]
 
 
 def test_credentials_are_those_of_keys_not_revoked() -> None:

@@ -490,13 +490,13 @@ async def test_an_alias_whose_version_goes_before_the_touch_is_taken_back(
 ) -> None:
     """The other order of the same race: NotFound, and no alias stays that points at nothing."""
     version = await bench.push()
-    point = bench.commands._changes.point
+    put = bench.commands._changes.put
 
     async def late(alias: Alias) -> Alias:
         await bench.commands.delete_version("m", version.version)
-        return await point(alias)
+        return await put(alias)
 
-    monkeypatch.setattr(bench.commands._changes, "point", late)
+    monkeypatch.setattr(bench.commands._changes, "put", late)
     with pytest.raises(NotFound):
         await bench.commands.set_alias("m", "champion", 1)
     assert await bench.store.find(Alias) == []
