@@ -72,22 +72,26 @@ async def serve(
     health: Health,
     verifier: Verifier,
     settings: Settings,
+    shared: bool = False,
 ) -> GrpcServer:
-    """Listen on `settings.host`, `settings.grpc_port` (0 = any free one). Raises Unavailable for an occupied port."""
+    """Listen on `settings.host`, `settings.grpc_port` (0 = any free one). Raises Unavailable for an occupied port.
+
+    `shared`: several processes listen on the port, and the kernel gives each its connections.
+    """
     watchers = HealthService(health)
     inference = Inference(plane, routes, watch, commands, health, settings)
     methods = Methods(verifier, [inference.table(), watchers.table(), Reflection().table()])
     handlers = _Handlers(methods, settings.body_timeout_s)
-    server = grpc.aio.server(handlers=(handlers,), options=_options(settings))
-    port = _bind(server, settings.host, settings.grpc_port)
+    server = grpc.aio.server(handlers=(handlers,), options=_options(settings, shared))
+    port = _bind(server, settings.host, settings.grpc_port, shared)
     await server.start()
     return GrpcServer(server, handlers, watchers, port)
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:
     largest = min(settings.max_body_bytes + SLACK_BYTES, INT32_MAX)
     return [
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shared)),
         ("grpc.max_receive_message_length", largest),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", settings.max_header_bytes),
@@ -105,10 +109,11 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(server: grpc.aio.Server, host: str, port: int, shared: bool) -> int:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        _probe(host, port)
+        if not shared:
+            _probe(host, port)
         return server.add_insecure_port(address)
     except OSError as error:
         raise Unavailable(f"gRPC cannot listen on {address}: {(error.strerror or str(error)).lower()}") from None

@@ -32,6 +32,8 @@ class Watch:
 
     def __init__(self, store: Store, interval: float) -> None:
         self.catalog = Catalog()
+        self.announce: Callable[[], None] = _to_nobody
+        """How other processes are told of a write; without it they find out by polling."""
         self._store = store
         self._interval = interval
         self._subscribers: list[Subscriber] = []
@@ -60,6 +62,11 @@ class Watch:
             self._tell(subscriber)
 
     def poke(self) -> None:
+        """This process has written: `run` looks at once, and the others are told."""
+        self.look()
+        self.announce()
+
+    def look(self) -> None:
         """Ask `run` to look at once."""
         self._poked.set()
 
@@ -122,6 +129,9 @@ class Watch:
             if self._away:
                 log.info("repository_back", revision=self.catalog.revision)
             self._away = False
+
+
+def _to_nobody() -> None: ...
 
 
 async def _read(store: Store) -> Catalog:

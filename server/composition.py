@@ -48,6 +48,12 @@ class Composition:
                 raise Unavailable("the HTTP server did not start")
             await asyncio.sleep(0.005)
 
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Begin something short that nobody waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
