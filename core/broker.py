@@ -7,7 +7,8 @@ everything made by it is gone.
     connect ─► on_open ─► up ─► lost ─► on_lost ─► wait (full jitter, doubling) ─► connect …
 
 A peer that is there but says nothing is found by silence: the library's own heartbeat takes three of them, so whoever
-hears beats through this connection calls `heard`, and after `SILENCE_S` without one the connection is cut.
+hears beats through this connection calls `heard`, and after `SILENCE_S` without one the connection is cut; but not
+while the broker blocks it, since then nobody's beats come.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from contextlib import suppress
 
 import aio_pika
 import structlog
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
+
+from core.topology import BEATS, EVENTS
 
 log = structlog.get_logger(__name__)
 
@@ -126,6 +129,8 @@ class Link:
                 async with asyncio.timeout(LOOK_S):
                     await lost.wait()
             self._look(connection)
+            if self.blocked:
+                self.heard()
             if self._listens and time.monotonic() - self._heard > SILENCE_S:
                 log.warning("broker silent", name=self._name)
                 return
@@ -143,6 +148,13 @@ class Link:
         self.blocked = False
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+async def exchanges(channel: AbstractChannel) -> tuple[AbstractExchange, AbstractExchange]:
+    """`events` and `beats`: topic exchanges, durable, made by whoever comes first."""
+    events = await channel.declare_exchange(EVENTS, aio_pika.ExchangeType.TOPIC, durable=True)
+    beats = await channel.declare_exchange(BEATS, aio_pika.ExchangeType.TOPIC, durable=True)
+    return events, beats
 
 
 def _is_ready(connection: AbstractConnection) -> bool:
