@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -42,6 +43,7 @@ def received(pipe: Pipe, last: bytes) -> bytes:
     """What comes out of it until its end is `last`."""
     data = b""
     while not data.endswith(last):
+        assert select.select((pipe.read,), (), (), 10)[0], data[-200:]
         data += os.read(pipe.read, 1 << 16)
     return data
 
