@@ -14,7 +14,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "core": (),
     "repository": ("core",),
     "workers": ("core", "repository"),
-    "gateway": ("core", "repository", "workers.messages"),
+    "gateway": ("core", "repository", "workers.messages", "workers.conformity"),
     "control": ("core", "repository"),
     "server": ("core", "repository", "workers", "gateway", "control", "penstock"),
     "penstock": (),

@@ -61,6 +61,9 @@ class _Job:
 class Worker:
     """`clock` gives monotonic nanoseconds. All methods but `work` belong to the thread that replies are posted to."""
 
+    ready = True
+    """It takes batches as long as it lives."""
+
     def __init__(
         self, runner: Runner, samples: Sequence[Timed], post: Post, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
@@ -85,6 +88,9 @@ class Worker:
         """Run `work` on a thread of its own."""
         self._thread = threading.Thread(target=self.work, name=f"worker {self.version.key}", daemon=True)
         self._thread.start()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have `changed` called when `ready` changes: never."""
 
     def submit(self, batch: Batch, reply: Callable[[Reply], None]) -> None:
         """Queue a batch; `reply` gets its answer exactly once, later, by way of `post`."""

@@ -1,190 +1,33 @@
-"""A Unix socket to a child process: frames of `workers/messages.py` both ways.
-
-No task per batch: a batch is written where it is sent, a reply is answered where it arrives. The child runs code of
-a stranger, so nothing it says is taken on trust: a frame too long, one that cannot be read, an answer to nothing or
-with other outputs than the model's signature names costs it its life, and another one is started.
-"""
+"""A child process of this one: batches go to it as they are, over the link that its host keeps."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections import deque
 from collections.abc import Callable
-from typing import cast
 
-import structlog
-
-from core.datatypes import Buffer
-from core.errors import TooLarge, WorkerLost
 from gateway.transports.base import Done, Sample
-from gateway.transports.conformity import Conformity
-from gateway.transports.frames import Frames
 from workers.child import Child
-from workers.messages import Batch, Cancel, Reply, Timing, decode, encode, failure_of
-
-log = structlog.get_logger(__name__)
-
-SECOND = 1_000_000_000
-LOOK_S = 0.25
-_LOST = failure_of(WorkerLost("the model's process was lost; it is being started again"))
-
-
-class _Flight:
-    __slots__ = ("batch", "done", "sent")
-
-    def __init__(self, batch: Batch, done: Done, sent: int) -> None:
-        self.batch = batch
-        self.done = done
-        self.sent = sent
+from workers.child_link import ChildLink
+from workers.messages import Batch, Cancel
 
 
 class Process:
-    """`patience`: seconds before which a silent child never counts as hung, whatever the deadlines aboard, since a
-    caller with a tiny one must not be able to have it killed; `drain`: seconds that `close` waits.
-    """
+    """`patience`: seconds before which a silent child never counts as hung; `drain`: seconds that `close` waits."""
 
     def __init__(self, child: Child, window: int, patience: float = 10.0, drain: float = 20.0) -> None:
-        self._child = child
+        self._link = ChildLink(child, patience)
         self._window = window
-        self._patience = patience
         self._drain = drain
-        self._conformity = Conformity(child.version)
-        self._flights: dict[int, _Flight] = {}
-        self._link: _Link | None = None
-        self._services: deque[int] = deque(maxlen=128)
-        self._replied = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._loop = asyncio.get_running_loop()
-        child.attach(lambda: _Link(self, child.max_reply))
+        self.send: Callable[[Batch, Done], None] = self._link.submit
+        self.cancel: Callable[[Cancel], None] = self._link.cancel
 
     @property
     def window(self) -> int:
-        return self._window if self._link is not None else 0
+        return self._window if self._link.ready else 0
 
     @property
     def samples(self) -> list[Sample]:
-        return [Sample(rows, seconds) for rows, seconds in self._child.samples]
-
-    def __repr__(self) -> str:
-        return f"<Process {self._child.version.key}, window {self.window}, {len(self._flights)} in flight>"
-
-    def send(self, batch: Batch, done: Done) -> None:
-        if self._link is None:
-            self._loop.call_soon(done, _lost(batch))
-            return
-        try:
-            buffers = encode(batch)
-        except ValueError:
-            failure = failure_of(TooLarge("the batch is too large for one message"))
-            self._loop.call_soon(done, Reply(batch.id, [failure] * len(batch.members), Timing()))
-            return
-        self._flights[batch.id] = _Flight(batch, done, time.monotonic_ns())
-        self._idle.clear()
-        self._link.write(buffers)
-        if self._timer is None:
-            self._timer = self._loop.call_later(LOOK_S, self._look)
-
-    def cancel(self, cancel: Cancel) -> None:
-        if self._link is not None and cancel.id in self._flights:
-            self._link.write(encode(cancel))
+        return [Sample(rows, seconds) for rows, seconds in self._link.samples]
 
     async def close(self) -> None:
         self._window = 0
-        try:
-            await asyncio.wait_for(self._idle.wait(), self._drain)
-        except TimeoutError:
-            log.warning("child cut off", model=self._child.version.key, batches=len(self._flights))
-        self._lose_all()
-
-    # --- told by the link -----------------------------------------------------------------------------------------
-
-    def connected(self, link: _Link) -> None:
-        self._link = link
-
-    def lost(self, link: _Link) -> None:
-        if self._link is link:
-            self._link = None
-            self._lose_all()
-            self._child.disconnected()
-
-    def condemn(self) -> None:
-        self._child.kill("it spoke nonsense")
-
-    def received(self, frame: memoryview) -> None:
-        """One frame from the child. Raises ValueError for what it must not say."""
-        reply = decode(frame)
-        if not isinstance(reply, Reply):
-            raise ValueError("a child only replies")
-        flight = self._flights.get(reply.id)
-        if flight is None:
-            raise ValueError("a reply to no batch in flight")
-        self._conformity.check(flight.batch, reply)
-        del self._flights[reply.id]
-        now = time.monotonic_ns()
-        self._services.append(now - max(flight.sent, self._replied))
-        self._replied = now
-        self._answer(flight, reply)
-
-    def _answer(self, flight: _Flight, reply: Reply) -> None:
-        if not self._flights:
-            self._idle.set()
-        flight.done(reply)
-
-    def _lose_all(self) -> None:
-        flights, self._flights = list(self._flights.values()), {}
-        for flight in flights:
-            self._answer(flight, _lost(flight.batch))
-
-    # --- a child that hangs ---------------------------------------------------------------------------------------
-
-    def _look(self) -> None:
-        self._timer = None
-        oldest = next(iter(self._flights.values()), None)
-        if oldest is None:
-            return
-        if self._hung(oldest, time.monotonic_ns()):
-            self._child.kill("it did not answer in time")
-            return
-        self._timer = self._loop.call_later(LOOK_S, self._look)
-
-    def _hung(self, oldest: _Flight, now: int) -> bool:
-        """Silent for longer than 3 × p99 + 1 s, than the floor, and than anybody aboard could still use an answer."""
-        slowest = max(self._services, default=0)
-        patience = max(3 * slowest + SECOND, int(self._patience * SECOND))
-        latest = max(member.deadline for member in oldest.batch.members)
-        return now - max(oldest.sent, self._replied) > patience and now > latest + SECOND
-
-
-def _lost(batch: Batch) -> Reply:
-    return Reply(batch.id, [_LOST] * len(batch.members), Timing())
-
-
-class _Link(asyncio.Protocol):
-    """One connection, to one life of the child."""
-
-    def __init__(self, owner: Process, max_reply: int) -> None:
-        self._owner = owner
-        self._frames = Frames(max_reply)
-        self._transport: asyncio.Transport | None = None
-        self.write: Callable[[list[Buffer]], None] = lambda buffers: None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self.write = self._transport.writelines
-        self._owner.connected(self)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for frame in self._frames.feed(data):
-                self._owner.received(frame)
-        except ValueError as error:
-            log.error("child spoke nonsense", child=repr(self._owner), error=str(error)[:200])
-            self._owner.condemn()
-            assert self._transport is not None
-            self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._owner.lost(self)
+        await self._link.finish(self._drain)

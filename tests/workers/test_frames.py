@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.datatypes import encode_bytes
-from gateway.transports.conformity import Conformity
-from gateway.transports.frames import Frames
 from repository.records import TensorSpec
 from tests.workers.samples import batch_of, rows, version
+from workers.conformity import Conformity
+from workers.frames import Frames
 from workers.messages import Failure, Output, Reply, Timing, decode, encode
 
 
