@@ -1,18 +1,20 @@
 """Every limit and default of a server process, in one frozen object, read once at the edge.
 
-Each field is set by the environment variable PENSTOCK_<NAME>; `penstock config` prints name, value and origin.
+Each field is set by the environment variable PENSTOCK_<NAME>, a secret one also by a file that PENSTOCK_<NAME>_FILE
+names; `penstock config` prints name, value and origin.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from core import machine
 from core.errors import InvalidRequest
 
 MIB = 1 << 20
@@ -36,9 +38,23 @@ class Settings(BaseSettings):
     grpc_port: Port = Field(default=8081, description="gRPC port; 0 = any free one")
     samples: bool = Field(default=True, description="train and register the sample models on the first start")
 
+    # the repository
+    mongo_url: str = Field(
+        default="", repr=False, description="the repository: mongodb://user:password@host/; empty: SQLite and files"
+    )
+    mongo_database: str = Field(
+        default="penstock", pattern=r"^[A-Za-z0-9_-]{1,38}$", description="the repository's database in MongoDB"
+    )
+    artifact_cache_bytes: Count = Field(
+        default=20 * 1024 * MIB,
+        description="artifacts from MongoDB kept in PENSTOCK_HOME/cache, the least used go first",
+    )
+
     # beyond one process
     amqp_url: str = Field(
-        default="", description="broker: amqp://user:password@host:port/vhost, or amqps://; empty: all in one process"
+        default="",
+        repr=False,
+        description="broker: amqp://user:password@host:port/vhost, or amqps://; empty: all in one process",
     )
     control_port: Port = Field(default=8082, description="HTTP port of the control plane where it runs by itself")
     snapshot_max_age_s: Seconds = Field(
@@ -61,7 +77,9 @@ class Settings(BaseSettings):
     )
     header_timeout_s: Seconds = Field(default=10.0, description="to receive request line and headers")
     body_timeout_s: Seconds = Field(default=15.0, description="to receive the body, from the end of the headers")
-    keep_alive_s: Seconds = Field(default=30.0, description="an idle HTTP connection is closed after this")
+    keep_alive_s: Seconds = Field(
+        default=15.0, description="an idle HTTP connection is closed after this; a gateway drains for no longer"
+    )
     write_timeout_s: Seconds = Field(
         default=15.0, description="a client that takes no byte of its answer for this long is cut off"
     )
@@ -113,7 +131,8 @@ class Settings(BaseSettings):
         default=20.0, description="to finish accepted requests when a version or the server stops"
     )
     child_memory_bytes: Annotated[int, Ge(0)] = Field(
-        default=0, description="memory of one model's child process; 0 = three quarters of the machine's"
+        default=0,
+        description="memory of one model's child process; 0 = three quarters of the machine's, or the container's",
     )
     child_patience_s: Seconds = Field(
         default=10.0, description="a child that answers nothing is not taken for hung before this"
@@ -146,8 +165,8 @@ class Settings(BaseSettings):
 
     @property
     def child_memory(self) -> int:
-        """Bytes that a child may hold: `child_memory_bytes` where it is set, else three quarters of the machine's."""
-        return self.child_memory_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4
+        """Bytes that a child may hold: `child_memory_bytes` where it is set, else three quarters of what there is."""
+        return self.child_memory_bytes or machine.memory() * 3 // 4
 
     def in_force(self, name: str) -> str:
         """The value of a setting as text; of one left to the server also what it decided."""
@@ -160,37 +179,65 @@ class Settings(BaseSettings):
         return f"auto ({getattr(self, decided)})"
 
 
-SECRET = frozenset({"amqp_url"})
-"""Settings that may carry a password: shown without it."""
+SECRET = frozenset({"amqp_url", "mongo_url"})
+"""Settings that may carry a password: shown without it, and a file may hold them."""
 
 AUTOMATIC = {"allow_code": "code_allowed", "compute_threads": "threads", "child_memory_bytes": "child_memory"}
 """Setting whose default leaves it to the server → the property that decides."""
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown: its password, if it has one, as `***`."""
+    """The URL as it may be shown: its password and its options, if it has them, as `***`."""
     head, at, tail = url.rpartition("@")
     scheme, _, user = head.partition("://")
-    return f"{scheme}://{user.partition(':')[0]}:***@{tail}" if at and ":" in user else url
+    place, option, _ = tail.partition("?")
+    shown = f"{place}?***" if option else place
+    return f"{scheme}://{user.partition(':')[0]}:***@{shown}" if at and ":" in user else f"{head}{at}{shown}"
 
 
 def load() -> Settings:
     """Settings of this process from its environment. Raises InvalidRequest that names each wrong value."""
+    contents: dict[str, Any] = {name: _content(variable) for name, variable in _files().items()}
     try:
-        return Settings()
+        return Settings(**contents)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"PENSTOCK_{str(item['loc'][0]).upper()}: {item['msg'].lower()}, not {item['input']!r}"
-            for item in error.errors()
-        )
+        wrong = "; ".join(_wrong(str(item["loc"][0]), item["msg"], item["input"]) for item in error.errors())
         raise InvalidRequest(wrong) from None
 
 
 def origins(settings: Settings) -> list[tuple[str, str, str, str]]:
     """(name, value in force, origin, description) of every setting, in the order of their definition."""
-    rows = []
+    rows, files = [], _files()
     for name, field in Settings.model_fields.items():
-        variable = f"PENSTOCK_{name.upper()}"
-        origin = variable if variable in os.environ else "default"
+        variable = _variable(name)
+        origin = files.get(name, variable if variable in os.environ else "default")
         rows.append((name, settings.in_force(name), origin, field.description or ""))
     return rows
+
+
+def _variable(name: str) -> str:
+    return f"PENSTOCK_{name.upper()}"
+
+
+def _wrong(name: str, said: str, value: object) -> str:
+    shown = "" if name in SECRET else f", not {value!r}"
+    return f"{_variable(name)}: {said.lower()}{shown}"
+
+
+def _files() -> dict[str, str]:
+    """Secret setting → the variable that names its file. Raises InvalidRequest where both are set."""
+    found = {}
+    for name in sorted(SECRET):
+        variable, file = _variable(name), f"{_variable(name)}_FILE"
+        if os.environ.get(file):
+            if os.environ.get(variable):
+                raise InvalidRequest(f"{variable} and {file} are both set: keep one")
+            found[name] = file
+    return found
+
+
+def _content(variable: str) -> str:
+    try:
+        return Path(os.environ[variable]).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{variable}: the file cannot be read: {getattr(error, 'strerror', 'no text')}") from None

@@ -11,10 +11,6 @@ import typer
 from core import settings
 from core.errors import InvalidRequest
 
-SECRET = frozenset[str]()
-"""Settings whose value is never shown. There is none: the key stands in client.toml."""
-MASK = "********"
-
 
 def config(
     json: Annotated[bool, typer.Option("--json", help="Plain JSON on stdout, and nothing else.")] = False,
@@ -32,12 +28,12 @@ def config(
 
 
 def shown(origins: list[tuple[str, str, str, str]]) -> list[dict[str, str]]:
-    """A row for each setting: name, environment variable, value (masked where secret), origin, description."""
+    """A row for each setting: name, environment variable, value (without its password), origin, description."""
     return [
         {
             "name": name,
             "variable": f"PENSTOCK_{name.upper()}",
-            "value": MASK if name in SECRET else value,
+            "value": value,
             "origin": origin,
             "description": description,
         }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import typer
 from pydantic import ValidationError
 
+from core import settings
+from core.errors import InvalidRequest
 from core.settings import Settings
 from server import config
 
@@ -16,6 +19,7 @@ from server import config
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"PENSTOCK_{name.upper()}", raising=False)
+        monkeypatch.delenv(f"PENSTOCK_{name.upper()}_FILE", raising=False)
 
 
 def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,11 +58,38 @@ def test_wrong_values_are_named(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert captured.err.count("\n") == 1
 
 
-def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A setting that is secret is shown as stars."""
-    monkeypatch.setattr(config, "SECRET", frozenset({"token"}))
-    (row,) = config.shown([("token", "abc", "default", "")])
-    assert "abc" not in row.values()
+SECRET_URL = "mongodb://penstock:hunter2@db.example/?tlsCertificateKeyFilePassword=hunter2"
+
+
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_a_secret_is_read_and_never_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    """From its variable or from a file that another variable names: in use whole, printed without its password."""
+    if where == "variable":
+        monkeypatch.setenv("PENSTOCK_MONGO_URL", SECRET_URL)
+    else:
+        (tmp_path / "url").write_text(SECRET_URL + "\n")
+        monkeypatch.setenv("PENSTOCK_MONGO_URL_FILE", str(tmp_path / "url"))
+    read = settings.load()
+    assert read.mongo_url == SECRET_URL
+    config.config(json=True)
+    printed = capsys.readouterr().out
+    assert "hunter2" not in printed + repr(read)
+    (row,) = [row for row in json.loads(printed) if row["name"] == "mongo_url"]
+    assert row["value"] == "mongodb://penstock:***@db.example/?***"
+    assert row["origin"] == ("PENSTOCK_MONGO_URL" if where == "variable" else "PENSTOCK_MONGO_URL_FILE")
+
+
+def test_a_secret_file_that_will_not_do_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that cannot be read, and one beside the variable itself; nothing of the secret is in the sentence."""
+    monkeypatch.setenv("PENSTOCK_MONGO_URL_FILE", str(tmp_path / "missing"))
+    with pytest.raises(InvalidRequest, match="PENSTOCK_MONGO_URL_FILE: the file cannot be read"):
+        settings.load()
+    monkeypatch.setenv("PENSTOCK_MONGO_URL", SECRET_URL)
+    with pytest.raises(InvalidRequest, match="both set") as caught:
+        settings.load()
+    assert "hunter2" not in caught.value.message
 
 
 def test_what_the_server_decides_itself_is_shown(
