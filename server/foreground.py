@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from repository.manifest import Manifest
 from server import samples
 from server.display import Display
 from server.embedded import Embedded
+from server.stopping import stop_signal
 
 PIECE = 1 << 20
 TRAINER = Principal("samples", "samples", "admin", ADMIN)
@@ -25,7 +25,7 @@ TRAINER = Principal("samples", "samples", "admin", ADMIN)
 async def run(settings: Settings) -> None:
     """Start, say what there is to see, and serve until SIGINT or SIGTERM. Raises PenstockError where it cannot."""
     server = Embedded(settings)
-    stop = _stop_signal()
+    stop = stop_signal()
     with Display() as display:
         display.step("starting")
         starting = asyncio.create_task(_start(server, display))
@@ -44,15 +44,6 @@ async def run(settings: Settings) -> None:
         starting.cancel()
         await asyncio.wait([starting])
     await server.stop()
-
-
-def _stop_signal() -> asyncio.Event:
-    """Set by the first SIGINT or SIGTERM; more of them change nothing, since the stop is bounded in time."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    return stop
 
 
 async def _start(server: Embedded, display: Display) -> None:

@@ -1,0 +1,94 @@
+"""The last known catalog on disk: a gateway that starts while the repository is away serves from it.
+
+It holds routes, key digests and grants, no secret. Its age counts from the last time that the repository confirmed
+it, by the wall clock, since it has to outlive a boot; beyond `max_age_s` it is not believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from repository.catalog import Catalog, catalog
+from repository.records import Alias, ApiKey, Deployment, Version, VersionState
+
+log = structlog.get_logger(__name__)
+
+CONFIRM_S = 30.0
+"""A catalog that stays the same is confirmed this often."""
+
+
+class _Kept(msgspec.Struct):
+    confirmed: float
+    revision: int
+    versions: list[Version]
+    states: list[VersionState]
+    aliases: list[Alias]
+    keys: list[ApiKey]
+    deployments: list[Deployment]
+
+
+class Snapshot:
+    """One file, replaced whole. `clock`: Unix seconds."""
+
+    def __init__(self, file: Path, max_age_s: float, clock: Callable[[], float] = time.time) -> None:
+        self._file = file
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._written: tuple[int, float] | None = None
+        """Revision and time of the last one."""
+
+    def load(self) -> Catalog | None:
+        """What was kept; None where there is nothing, or nothing that can be believed."""
+        try:
+            kept = msgspec.msgpack.decode(self._file.read_bytes(), type=_Kept)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("snapshot not readable", error=str(error)[:200])
+            return None
+        age = self._clock() - kept.confirmed
+        if not 0 <= age <= self._max_age_s:
+            log.warning("snapshot too old", age_s=round(age))
+            return None
+        return catalog(kept.revision, kept.versions, kept.states, kept.aliases, kept.keys, kept.deployments)
+
+    def due(self, known: Catalog) -> bool:
+        """Whether the file says something else, or was confirmed long ago."""
+        if self._written is None or self._written[0] != known.revision:
+            return True
+        return self._clock() - self._written[1] > CONFIRM_S
+
+    async def keep(self, known: Catalog) -> None:
+        """Write what the repository has just confirmed. A disk that takes nothing is only logged."""
+        now = self._clock()
+        kept = _Kept(
+            now,
+            known.revision,
+            known.all_versions(),
+            list(known.states.values()),
+            known.all_aliases(),
+            list(known.keys.values()),
+            list(known.deployments.values()),
+        )
+        try:
+            await asyncio.to_thread(self._write, msgspec.msgpack.encode(kept))
+        except OSError as error:
+            log.warning("snapshot not written", error=error.strerror)
+            return
+        self._written = (known.revision, now)
+
+    def _write(self, data: bytes) -> None:
+        """Several gateways of one host may write at once: each has a name of its own until it is whole."""
+        partial = self._file.with_suffix(f".{os.getpid()}.partial")
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(self._file)
