@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from control import keys, models
+from control import deployments, keys, models
 from control.views import Architecture, Architectures, Error, Whoami, whoami
 from core.identity import Principal
 from core.settings import Settings
@@ -37,6 +37,7 @@ def router(commands: Commands, watch: Watch, settings: Settings) -> APIRouter:
     api = APIRouter(prefix=PREFIX, responses=ERRORS)
     api.include_router(_about(), tags=["control"])
     api.include_router(models.router(commands, watch, settings), tags=["models"])
+    api.include_router(deployments.router(commands, watch), tags=["deployments"])
     api.include_router(keys.router(commands), tags=["keys"])
     return api
 

@@ -66,7 +66,7 @@ SCHEMES = {
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key: psk_…"},
     "bearer": {"type": "http", "scheme": "bearer", "description": "The same key as a bearer token"},
 }
-TAGS = ("inference", "models", "repository", "server", "control", "keys")
+TAGS = ("inference", "models", "deployments", "repository", "server", "control", "keys")
 """The sections of the page, in this order."""
 INVENTED = ("HTTPValidationError", "ValidationError")
 """What FastAPI describes, and `core.web.install_errors` answers with a 400 in our own form instead."""

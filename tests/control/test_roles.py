@@ -23,6 +23,9 @@ NEEDS: dict[tuple[str, str], str] = {
     ("PUT", "/api/v1/models/{model}/versions/{version}/tags"): DEPLOY,
     ("PUT", "/api/v1/models/{model}/aliases/{alias}"): DEPLOY,
     ("DELETE", "/api/v1/models/{model}/aliases/{alias}"): DEPLOY,
+    ("GET", "/api/v1/models/{model}/deployment"): PREDICT,
+    ("PUT", "/api/v1/models/{model}/deployment"): DEPLOY,
+    ("DELETE", "/api/v1/models/{model}/deployment"): DEPLOY,
     ("POST", "/api/v1/models/{model}/load"): DEPLOY,
     ("POST", "/api/v1/models/{model}/unload"): DEPLOY,
     ("GET", "/api/v1/keys"): ADMIN,
@@ -33,6 +36,7 @@ NEEDS: dict[tuple[str, str], str] = {
 BODIES: dict[str, dict[str, Any]] = {
     "/api/v1/models/{model}/versions/{version}/tags": {"json": {}},
     "/api/v1/models/{model}/aliases/{alias}": {"json": {"version": 1}},
+    "/api/v1/models/{model}/deployment": {"json": {"replicas": 2}},
     "/api/v1/keys": {"json": {"name": "new", "models": ["a-*"]}},
 }
 
