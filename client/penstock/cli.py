@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage. The server's commands come from the distribution
 penstock-server through the entry-point group `penstock.commands`: each is a plain function with typer annotations,
-imported only when it is called.
+or a typer application, imported only when it is called.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ BROUGHT_BY = "penstock-server"
 SERVER_COMMANDS = {
     "up": "Start a server here, all in one process.",
     "config": "Print every setting of a server.",
+    "services": "Start and stop RabbitMQ, MongoDB, toxiproxy and Ray.",
 }
 """Commands of the other distribution, so that help lists them without importing it."""
 
@@ -74,11 +75,17 @@ def _forward(name: str) -> Callable[[typer.Context], None]:
             raise PenstockError(
                 f"`penstock {name}` comes with the distribution {BROUGHT_BY}, which is not installed here"
             )
-        command = typer.Typer(**PLAIN)
-        command.command(name)(entry.load())
+        loaded = entry.load()
+        command = loaded if isinstance(loaded, typer.Typer) else _single(name, loaded)
         command(args=context.args, prog_name=f"penstock {name}")
 
     return forward
+
+
+def _single(name: str, function: Callable[..., Any]) -> typer.Typer:
+    command = typer.Typer(**PLAIN)
+    command.command(name)(function)
+    return command
 
 
 def _add_server_commands() -> None:
