@@ -27,8 +27,8 @@ import psutil
 from onnx import TensorProto, helper
 from tritonclient.grpc import service_pb2
 
-from tests.e2e.artifacts import graph, identity, tensor
 from tests.gateway.wire import Answer, Wire, post
+from tests.graphs import graph, identity, tensor
 
 MIB = 1 << 20
 FORGED = "\r\nlevel=info event=forged\x1b[2J\u2028"

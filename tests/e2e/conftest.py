@@ -11,8 +11,9 @@ import penstock
 import pytest
 from penstock.client import Client
 
-from tests.e2e.artifacts import ELEMENTS, PYTHON, SIGNATURES, identity
+from tests.e2e.artifacts import PYTHON, SIGNATURES
 from tests.e2e.attacks import LIMITS, Target, furnish
+from tests.graphs import ELEMENTS, identity
 from tests.running import RunningServer, running
 
 

@@ -24,9 +24,9 @@ from tritonclient.grpc import service_pb2
 from core.identity import ADMIN, DEPLOY, PERMITS, PREDICT
 from gateway.http_exchange import infer_target
 from server.embedded import Embedded
-from tests.e2e.artifacts import identity
 from tests.e2e.inside import PUSHER, inside, push
 from tests.gateway.wire import Wire
+from tests.graphs import identity
 
 PUBLIC = ""
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}
@@ -73,6 +73,7 @@ REST: dict[tuple[str, str], Row] = {
     ("POST", "/v2/repository/models/{model}/unload"): Row(DEPLOY, 404, ghost=True),
     ("GET", "/api/v1/whoami"): Row(PREDICT),
     ("GET", "/api/v1/architectures"): Row(PREDICT),
+    ("GET", "/api/v1/status"): Row(PREDICT),
     ("GET", "/api/v1/models"): Row(PREDICT),
     ("GET", "/api/v1/models/{model}"): Row(PREDICT),
     ("DELETE", "/api/v1/models/{model}"): Row(DEPLOY, 404, ghost=True),
@@ -302,6 +303,7 @@ async def test_lists_show_what_the_key_covers(server: Embedded) -> None:
             ("GET", "/v2/models/stats"),
             ("POST", "/v2/repository/index"),
             ("GET", "/api/v1/models"),
+            ("GET", "/api/v1/status"),
         ):
             answer = await http.request(method, path)
             assert answer.status_code == 200

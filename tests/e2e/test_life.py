@@ -28,9 +28,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tritonclient.grpc import service_pb2
 
-from tests.e2e.artifacts import SIGNATURES, numbered
+from tests.e2e.artifacts import SIGNATURES
 from tests.e2e.conftest import push_class
 from tests.e2e.test_up import until
+from tests.graphs import numbered
 from tests.running import COMMAND, RunningServer
 
 ONE = np.ones((1, 1), np.float32)

@@ -22,7 +22,7 @@ from penstock.client import Client
 from penstock.errors import BadRequest, InvalidInput
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.artifacts import ELEMENTS
+from tests.graphs import ELEMENTS
 from tests.running import RunningServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning")

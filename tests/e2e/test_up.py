@@ -22,8 +22,9 @@ import penstock
 import pytest
 from penstock.errors import ServerFailed
 
-from tests.e2e.artifacts import PYTHON, SIGNATURES, identity
+from tests.e2e.artifacts import PYTHON, SIGNATURES
 from tests.gateway.wire import Wire, post
+from tests.graphs import identity
 from tests.running import COMMAND, RunningServer, clean_environment
 
 ROOT = Path(__file__).parents[2]

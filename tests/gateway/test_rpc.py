@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from core import errors
 from core.datatypes import DATATYPES
 from core.errors import ModelFailed, NotFound, PenstockError, leaves
-from core.status import TABLE, status_of
+from core.status import status_of
 from gateway.codec import protobuf
 from gateway.exchange import InferRequest, InferResponse
 from gateway.metadata import EXTENSIONS
@@ -292,27 +292,6 @@ async def test_a_request_that_runs_out_of_its_own_time_is_told_so() -> None:
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("http", "code"),
-    {
-        400: "INVALID_ARGUMENT",
-        401: "UNAUTHENTICATED",
-        403: "PERMISSION_DENIED",
-        404: "NOT_FOUND",
-        408: "DEADLINE_EXCEEDED",
-        413: "RESOURCE_EXHAUSTED",
-        415: "INVALID_ARGUMENT",
-        429: "RESOURCE_EXHAUSTED",
-        500: "INTERNAL",
-        501: "UNIMPLEMENTED",
-        503: "UNAVAILABLE",
-        504: "DEADLINE_EXCEEDED",
-    }.items(),
-)
-def test_each_status_of_http_has_its_code(http: int, code: str) -> None:
-    assert {row.grpc for row in TABLE.values() if row.http == http} == {code}
 
 
 @pytest.mark.parametrize("kind", leaves())

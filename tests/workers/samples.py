@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from core.datatypes import DATATYPES, to_wire
 from repository.records import Signature, TensorSpec, Version
 from tests.arrays import to_array
+from tests.graphs import graph, tensor
 from workers.merge import Array
 from workers.messages import Batch, Column, Failure, Member, Output
 
@@ -80,23 +80,16 @@ def failure_in(result: list[Output] | Failure) -> Failure:
     return result
 
 
-def onnx_graph(
-    path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: Sequence[Any] = ()
-) -> Path:
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(constants))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, str(path))
+def saved(path: Path, artifact: bytes) -> Path:
+    path.write_bytes(artifact)
     return path
 
 
-def doubler(folder: Path, rows_: int | str = "n", element: int = TensorProto.FLOAT, name: str = "double.onnx") -> Path:
+def doubler(folder: Path, rows_: int | str = "n", datatype: str = "FP32", name: str = "double.onnx") -> Path:
     """y = x + x over [rows, 4]."""
-    return onnx_graph(
-        folder / name,
-        [helper.make_node("Add", ["x", "x"], ["y"])],
-        [helper.make_tensor_value_info("x", element, [rows_, 4])],
-        [helper.make_tensor_value_info("y", element, [rows_, 4])],
-    )
+    add = helper.make_node("Add", ["x", "x"], ["y"])
+    x, y = (tensor(each, datatype, rows_, 4) for each in ("x", "y"))
+    return saved(folder / name, graph([add], [x], [y]))
 
 
 def python_file(folder: Path, source: str, name: str = "model.py") -> Path:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import skops.io
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from sklearn.linear_model import LogisticRegression
 from structlog.typing import EventDict
 
@@ -34,7 +34,8 @@ from repository.records import (
 )
 from repository.sqlite import SqliteStore
 from repository.watch import Watch
-from tests.workers.samples import array_of, batch_of, doubler, onnx_graph, python_file, rows, version
+from tests.graphs import graph, tensor
+from tests.workers.samples import array_of, batch_of, doubler, python_file, rows, version
 from workers.child import Child
 from workers.host import Endpoint, Host, in_thread
 from workers.memory import resident
@@ -335,13 +336,9 @@ async def test_two_versions_load_at_a_time(plant: Plant) -> None:
 async def test_unloaded_models_give_their_memory_back(plant: Plant) -> None:
     """Ten rolling updates of a model with 40 MB of weights leave nothing like its size behind."""
     weights = numpy_helper.from_array(np.ones((4, 2_500_000), np.float32), "w")
-    path = onnx_graph(
-        plant.folder / "big.onnx",
-        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("ReduceMax", ["h"], ["y"], keepdims=1)],
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
-        [weights],
-    )
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("ReduceMax", ["h"], ["y"], keepdims=1)]
+    path = plant.folder / "big.onnx"
+    path.write_bytes(graph(nodes, [tensor("x", "FP32", "n", 4)], [tensor("y", "FP32", 1, 1)], [weights]))
     sizes = []
     for number in range(1, 11):
         await plant.push(path, number, max_batch=0)
