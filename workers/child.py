@@ -54,7 +54,13 @@ class Child:
     """`version` holds what the child found out once `start` has returned; `max_reply`: bytes of its largest frame."""
 
     def __init__(
-        self, version: Version, artifact: Path, example: bytes | None, settings: Settings, changed: Changed
+        self,
+        version: Version,
+        artifact: Path,
+        example: bytes | None,
+        settings: Settings,
+        changed: Changed,
+        device: str = "cpu",
     ) -> None:
         self.version = version
         self.samples: list[Timed] = []
@@ -63,6 +69,7 @@ class Child:
         self._example = example
         self._settings = settings
         self._changed = changed
+        self._device = device
         self._protocol: Callable[[], asyncio.Protocol] | None = None
         self._process: Life | None = None
         self._link: asyncio.WriteTransport | None = None
@@ -111,7 +118,7 @@ class Child:
         await self._bury(min(patience, 2.0))
 
     async def _launch(self) -> str:
-        process = Life(self.version, self._settings, self.max_reply)
+        process = Life(self.version, self._settings, self.max_reply, self._device)
         started = await process.launch(self._artifact, self._example)
         self.version = msgspec.structs.replace(self.version, signature=started.signature, max_batch=started.max_batch)
         self.samples = [Timed(rows, seconds) for rows, seconds in started.samples]

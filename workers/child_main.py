@@ -57,7 +57,13 @@ def _prepare(start: Start, connection: socket.socket) -> Prepared:
     example = Path(start.example).read_bytes() if start.example else None
     try:
         return prepare(
-            start.version, Path(start.artifact), example, start.threads, start.default_max_batch, isolated=True
+            start.version,
+            Path(start.artifact),
+            example,
+            start.threads,
+            start.default_max_batch,
+            isolated=True,
+            device=start.device,
         )
     except BaseException as error:
         log.error("not loaded", exc_info=error)

@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 FIRST_UID, UIDS = 60_000, 5_000
 """Uids that children take turns in, where the server runs as root: no person and no service has them."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _turn = itertools.count(os.getpid())
 MEMORY_INTERVAL_S = 0.5
 LAST_WORDS_S = 0.5
@@ -40,12 +41,13 @@ LAST_WORDS_S = 0.5
 class Life:
     """`connection` is the server's end of its socket; `exited` is done, with the reason, when it is gone."""
 
-    def __init__(self, version: Version, settings: Settings, max_reply: int) -> None:
+    def __init__(self, version: Version, settings: Settings, max_reply: int, device: str = "cpu") -> None:
         self.version = version
         self.pid = 0
         self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._settings = settings
         self._max_reply = max_reply
+        self._device = device
         self._uid = FIRST_UID + next(_turn) % UIDS if os.geteuid() == 0 else 0
         self._cause = ""
         self._watch: asyncio.Task[None] | None = None
@@ -114,6 +116,7 @@ class Life:
             str(copy),
             sample,
             self._settings.threads,
+            self._device,
             self._settings.default_max_batch,
             self._max_reply,
         )
@@ -131,7 +134,7 @@ class Life:
                 stdout=write,
                 stderr=write,
                 cwd=self._folder.path,
-                env=environment(self._folder.path, self._settings.threads),
+                env=environment(self._folder.path, self._settings.threads, self._device),
                 pass_fds=(descriptor,),
                 start_new_session=True,
             )
@@ -194,10 +197,12 @@ class Life:
             transport.close()
 
 
-def environment(folder: Path, threads: int) -> dict[str, str]:
-    """All that a child's environment holds."""
+def environment(folder: Path, threads: int, device: str = "cpu") -> dict[str, str]:
+    """All that a child's environment holds. One that runs on a GPU sees the devices that this process does."""
     count = str(threads)
+    devices = {VISIBLE: os.environ[VISIBLE]} if device != "cpu" and VISIBLE in os.environ else {}
     return {
+        **devices,
         "PATH": os.defpath,
         "HOME": str(folder),
         "TMPDIR": str(folder),

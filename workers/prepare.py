@@ -33,11 +33,17 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    version: Version, path: Path, example: bytes | None, threads: int, default_max_batch: int, isolated: bool
+    version: Version,
+    path: Path,
+    example: bytes | None,
+    threads: int,
+    default_max_batch: int,
+    isolated: bool,
+    device: str = "cpu",
 ) -> Prepared:
     """Load, settle, warm. Blocks for seconds. Raises InvalidRequest that says why the version cannot be served."""
     inputs = read_example(example) if example is not None else None
-    model = load(path, version, hint_of(version.signature, inputs), threads, isolated)
+    model = load(path, version, hint_of(version.signature, inputs), threads, isolated, device)
     try:
         found = settle(version, model, inputs, default_max_batch)
         complete = msgspec.structs.replace(version, signature=found.signature, max_batch=found.max_batch)

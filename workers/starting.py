@@ -20,6 +20,7 @@ class Start(msgspec.Struct, tag="start"):
     artifact: str
     example: str
     threads: int
+    device: str
     default_max_batch: int
     max_reply: int
 

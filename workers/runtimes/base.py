@@ -1,4 +1,4 @@
-"""What every runtime offers: `load(path, version, hint, threads) -> Model`, one file a format.
+"""What every runtime offers: `load(path, version, hint, threads, device) -> Model`, one file a format.
 
     onnx.py     onnxruntime          torch.py   safetensors of a registered architecture, and .pt2 (code)
     sklearn.py  skops                python.py  a class from a .py file (code)
@@ -44,19 +44,20 @@ class Model(Protocol):
 
 
 class Runtime(Protocol):
-    def load(self, path: Path, version: Version, hint: Signature, threads: int) -> Model:
+    def load(self, path: Path, version: Version, hint: Signature, threads: int, device: str) -> Model:
         """Load an artifact.
 
         `hint`: the signature as far as it was declared or an example shows it. `threads`: of one execution.
+        `device`: `cpu`, or `cuda:<index>` for those that can use it.
         Raises InvalidRequest that says what is wrong with the artifact.
         """
 
 
-def load(path: Path, version: Version, hint: Signature, threads: int, isolated: bool) -> Model:
+def load(path: Path, version: Version, hint: Signature, threads: int, isolated: bool, device: str = "cpu") -> Model:
     """Load by format. `isolated`: whether this process may run the code that an artifact brings."""
     if version.carries_code and not isolated:
         raise Internal(f"{version.key} carries code and must run in a process of its own")
-    return _runtime(MODULES[version.format]).load(path, version, hint, threads)
+    return _runtime(MODULES[version.format]).load(path, version, hint, threads, device)
 
 
 def _runtime(name: str) -> Runtime:

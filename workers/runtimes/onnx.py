@@ -40,7 +40,7 @@ _DATATYPES = {
 """onnxruntime's element types → V2."""
 
 
-def load(path: Path, version: Version, hint: Signature, threads: int) -> OnnxModel:
+def load(path: Path, version: Version, hint: Signature, threads: int, device: str = "cpu") -> OnnxModel:
     """Load a graph. Raises InvalidRequest for what is no sound, self-contained graph of tensors."""
     unshaped = _inspect(path)
     options = onnxruntime.SessionOptions()

@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 MODULE = "penstock_model"
 
 
-def load(path: Path, version: Version, hint: Signature, threads: int) -> PythonModel:
+def load(path: Path, version: Version, hint: Signature, threads: int, device: str = "cpu") -> PythonModel:
     """Run the file, make the class, call its `load`. Raises InvalidRequest naming what is missing or raised."""
     namespace = _run(path)
     made: Any = getattr(namespace, version.entry, None)

@@ -39,7 +39,7 @@ MAX_RATIO = 200
 """Unpacked bytes for each packed one, beyond the first 64 MiB: weights hardly compress, bombs do."""
 
 
-def load(path: Path, version: Version, hint: Signature, threads: int) -> SklearnModel:
+def load(path: Path, version: Version, hint: Signature, threads: int, device: str = "cpu") -> SklearnModel:
     """Load an estimator. Raises InvalidRequest for an unsound archive, untrusted types, or what is no estimator."""
     check_archive(path)
     try:

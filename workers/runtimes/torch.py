@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch.export.passes import move_to_device_pass
 
 from core.errors import InvalidRequest
 from repository.records import Signature, TensorSpec, Version
@@ -22,6 +23,7 @@ from workers.merge import Array, Arrays
 from workers.messages import Scalar
 from workers.runtimes.architectures import build
 from workers.runtimes.base import writable
+from workers.runtimes.devices import Place, place_of
 from workers.runtimes.safetensors_header import check_header
 
 DATATYPES: dict[torch.dtype, str] = {
@@ -42,13 +44,16 @@ DATATYPES: dict[torch.dtype, str] = {
 Call = Callable[[list[torch.Tensor]], Any]
 
 
-def load(path: Path, version: Version, hint: Signature, threads: int) -> TorchModel:
+def load(path: Path, version: Version, hint: Signature, threads: int, device: str = "cpu") -> TorchModel:
     """Load weights or a program. Raises InvalidRequest that says what is wrong with the artifact."""
     torch.set_num_threads(threads)
-    return _program(path, hint) if version.format == "pt2" else _weights(path, version.entry, hint)
+    place = place_of(device)
+    if version.format == "pt2":
+        return _program(path, hint, place)
+    return _weights(path, version.entry, hint, place)
 
 
-def _weights(path: Path, architecture: str, hint: Signature) -> TorchModel:
+def _weights(path: Path, architecture: str, hint: Signature, place: Place) -> TorchModel:
     check_header(path)
     try:
         state = load_file(path)
@@ -60,10 +65,11 @@ def _weights(path: Path, architecture: str, hint: Signature) -> TorchModel:
     told = Signature(
         (TensorSpec("input", datatype, (-1, *built.row)),), (TensorSpec("output", datatype, (-1, *built.answer)),)
     )
-    return TorchModel(lambda tensors: built.module(*tensors), renamed(told, hint))
+    module = built.module.to(place.device)
+    return TorchModel(lambda tensors: module(*tensors), renamed(told, hint), place)
 
 
-def _program(path: Path, hint: Signature) -> TorchModel:
+def _program(path: Path, hint: Signature, place: Place) -> TorchModel:
     try:
         with path.open("rb") as file:
             program = torch.export.load(file)
@@ -71,13 +77,15 @@ def _program(path: Path, hint: Signature) -> TorchModel:
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
         inputs = tuple(_spec(name, values.get(name)) for name in graph.user_inputs if isinstance(name, str))
         outputs = tuple(_spec(name, value) for name, value in _named_outputs(program, graph.user_outputs, values))
-        module = program.module()
+        module = move_to_device_pass(program, place.device).module()
     except InvalidRequest:
         raise
     except Exception as error:
         raise InvalidRequest(f"the artifact is no exported program: {described(error)}") from error
     keywords = _keywords(program)
-    return TorchModel(lambda tensors: _call(module, tensors, keywords), renamed(Signature(inputs, outputs), hint))
+    return TorchModel(
+        lambda tensors: _call(module, tensors, keywords), renamed(Signature(inputs, outputs), hint), place
+    )
 
 
 def _call(module: Any, tensors: list[torch.Tensor], keywords: list[str]) -> Any:
@@ -130,9 +138,10 @@ def _renamed(told: tuple[TensorSpec, ...], hint: tuple[TensorSpec, ...]) -> tupl
 class TorchModel:
     """`call` takes tensors in the order of the signature's inputs; returns a tensor, several, or a dict of them."""
 
-    def __init__(self, call: Call, signature: Signature) -> None:
+    def __init__(self, call: Call, signature: Signature, place: Place) -> None:
         self.signature = signature
         self._call: Call | None = call
+        self._place = place
         self._inputs = [spec.name for spec in signature.inputs]
         self._outputs = [spec.name for spec in signature.outputs]
 
@@ -140,14 +149,15 @@ class TorchModel:
         assert self._call is not None
         try:
             with torch.inference_mode():
-                outputs = self._call([_tensor(inputs[name]) for name in self._inputs])
+                outputs = self._call([self._place.bring(_tensor(inputs[name])) for name in self._inputs])
+                fetched = self._place.fetch(_flat(outputs))
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
         except RuntimeError as error:
             if "can't allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             raise
-        return dict(zip(self._outputs, map(_array, _flat(outputs)), strict=True))
+        return dict(zip(self._outputs, map(_array, fetched), strict=True))
 
     def close(self) -> None:
         self._call = None
@@ -167,7 +177,7 @@ def _tensor(array: Array) -> torch.Tensor:
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = tensor.detach().contiguous()
     if tensor.dtype is torch.bfloat16:
         return np.asarray(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
     return np.asarray(tensor.numpy())
