@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import gc
 
 import structlog
 
 import control.api
 import gateway.rest
-from core.identity import ADMIN, CODE, Verifier
+from core.identity import Verifier
 from core.settings import Settings
 from core.web import Guard, install_errors
 from gateway import grpc_server
@@ -26,8 +26,12 @@ from repository.sqlite import SqliteStore
 from repository.watch import Watch
 from server import docs
 from server.composition import Composition, authority
+from server.display import Display
+from server.first_key import first_key, key_and_try
 from server.home import Home
 from server.listen import bind, http_server
+from server.pulse import Pulse
+from server.registering import TRAINER, register
 from workers.host import Endpoint, Host
 
 log = structlog.get_logger()
@@ -71,13 +75,45 @@ class Embedded(Composition):
             self.plane, self.routes, self.watch, self.commands, self.health, self.verifier, settings
         )
         self._stack.push_async_callback(self.rpc.stop, settings.drain_timeout_s)
+        self.pulse = Pulse(self.routes, lambda: self.watch.catalog, self.health)
+        self._background(self.pulse.run())
         self.http = http_server(self._app(), self.plant, settings)
         await self._serve(self.http, [listener])
         self._background(self.plant.reap())
         self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
         self.grpc = authority(settings.host, self.rpc.port)
-        self.api_key = await self._first_key()
+        self.api_key = await first_key(self.home, self.verifier, self.commands)
         self.home.write_client(url=self.url, grpc=self.grpc, control=self.url, api_key=self.api_key)
+
+    async def bring_up(self, display: Display) -> None:
+        """Start; on a first start with the samples; ready when every wanted version is, or has failed."""
+        await self.start()
+        try:
+            if self.settings.samples:
+                timeout = self.settings.load_timeout_s
+                await register(self.home.folder, self.watch, self.commands, display.step, timeout)
+            await self._settled(display)
+        except BaseException:
+            await self.stop()
+            raise
+        gc.freeze()  # what stands now stays: full collections need not look at it again
+        self.health.set(True)
+
+    def greet(self, display: Display) -> None:
+        models = ", ".join(sorted({route.name for route in self.routes.table.open(TRAINER)})) or "none yet"
+        display.say(f"Penstock is ready.  models: {models}")
+        display.say(f"  REST     {self.url}      docs: {self.url}/docs")
+        display.say(f"  gRPC     {self.grpc}")
+        key_and_try(display, self.home, self.api_key, "digits" in models)
+
+    async def _settled(self, display: Display) -> None:
+        def all_settled(_: Catalog) -> bool | None:
+            waiting = self.host.unsettled()
+            if waiting:
+                display.step(f"loading {waiting[0][0]}")
+            return None if waiting else True
+
+        await self.watch.until(all_settled, self.settings.load_timeout_s)
 
     async def stop(self) -> None:
         """Not ready → finish what was accepted → let go, in the reverse order of the start."""
@@ -98,21 +134,9 @@ class Embedded(Composition):
         install_errors(app)
         lifecycle = gateway.rest.router(self.plane, self.routes, self.watch, self.commands, self.health, settings)
         app.include_router(lifecycle)
-        app.include_router(control.api.router(self.commands, self.watch, settings))
+        app.include_router(control.api.router(self.commands, self.watch, settings, self.pulse.look))
         limits = settings.max_control_bytes, settings.max_json_depth
         return Guard(app, self.verifier, public, *limits, gateway.rest.may_compress)
-
-    async def _first_key(self) -> str:
-        """The key in client.toml as long as it is good; else the repository's first, or a new one like it."""
-        known = self.home.api_key()
-        if known is not None:
-            with contextlib.suppress(Exception):
-                self.verifier.verify(known.encode())
-                return known
-        issued = await self.commands.first_key()
-        if issued is None:
-            issued = await self.commands.create_key("local", role=ADMIN, owner="admin", grants=(CODE,))
-        return issued.secret
 
 
 SUMMARY = "V2 inference protocol under /v2, the control API under /api/v1"

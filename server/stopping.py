@@ -1,15 +1,35 @@
-"""When a process in the foreground ends."""
+"""When a process in the foreground ends: on SIGINT, on SIGTERM, or when the process that started it is gone."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
+
+LIFELINE = "PENSTOCK_LIFELINE"
+"""Environment variable: the number of an inherited socket whose other end is closed when its starter dies."""
 
 
 def stop_signal() -> asyncio.Event:
-    """Set by the first SIGINT or SIGTERM; more of them change nothing, since the stop is bounded in time."""
+    """Set by the first reason to stop; more of them change nothing, since the stop is bounded in time."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    descriptor = os.environ.pop(LIFELINE, "")
+    if descriptor.isdigit():
+        follow(socket.socket(fileno=int(descriptor)), stop)
     return stop
+
+
+def follow(lifeline: socket.socket, stop: asyncio.Event) -> None:
+    """Set `stop` when the other end is closed. Nothing is ever sent here, so readable means closed."""
+    loop = asyncio.get_running_loop()
+    lifeline.setblocking(False)
+
+    def gone() -> None:
+        loop.remove_reader(lifeline)
+        stop.set()
+
+    loop.add_reader(lifeline, gone)

@@ -1,0 +1,157 @@
+"""The production shape on one machine: real servers, control plane, workers on a local Ray, two gateways.
+
+    servers (RabbitMQ, MongoDB's protocol, a Ray head) ─► control, workers ─► first key, samples ─► gateways
+
+Each part is the process that would run alone elsewhere, told where the others are by its environment. They run in
+sessions of their own, so that a Ctrl-C reaches only this process, which stops them in the reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from core import settings
+from core.errors import Unavailable
+from core.identity import Verifier
+from repository.commands import Commands
+from repository.opening import open_repository
+from repository.watch import Watch
+from server.composition import Composition, authority
+from server.display import Display
+from server.first_key import first_key, key_and_try
+from server.home import Home
+from server.registering import register
+from server.servers.choice import may_install
+from server.servers.family import family
+from server.servers.fleet import Fleet
+from server.siblings import Siblings
+from server.stopping import LIFELINE
+
+GATEWAYS = 2
+NEEDED = "rabbitmq,mongo,ray"
+COMMAND = Path(sys.executable).parent / "penstock"
+READY_WITHIN_S = 120.0
+STOPPED_WITHIN_S = 60.0
+LOOK_S = 0.1
+
+
+class Part:
+    """One server process of ours: `penstock WORD`, in a session of its own, stopped when this process dies."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self._lifeline, self._theirs = socket.socketpair()
+
+    async def start(self) -> None:
+        with self._theirs:
+            self.process = await asyncio.create_subprocess_exec(
+                COMMAND,
+                self.word,
+                stdin=asyncio.subprocess.DEVNULL,
+                env=os.environ | {LIFELINE: str(self._theirs.fileno())},
+                pass_fds=(self._theirs.fileno(),),
+                start_new_session=True,
+            )
+
+    async def stop(self) -> None:
+        """Ask it to stop, wait, kill it if it does not."""
+        with self._lifeline:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.terminate()
+            try:
+                await asyncio.wait_for(self.process.wait(), STOPPED_WITHIN_S)
+            except TimeoutError:
+                self.process.kill()
+                await self.process.wait()
+
+    def check(self) -> None:
+        """Raise Unavailable where it has ended."""
+        if self.process.returncode is not None:
+            raise Unavailable(f"`penstock {self.word}` ended with {self.process.returncode}; see what it said above")
+
+
+class Distributed(Composition):
+    """`bring_up` raises PenstockError with one sentence where something cannot be had."""
+
+    async def bring_up(self, display: Display) -> None:
+        self._display = display
+        await self.start()
+
+    def greet(self, display: Display) -> None:
+        display.say(f"Penstock is ready: {GATEWAYS} gateways, control plane, workers on Ray, RabbitMQ, MongoDB.")
+        display.say(f"  REST     {self.url}")
+        display.say(f"  gRPC     {self.grpc}")
+        display.say(f"  control  {self.control}      docs: {self.control}/docs")
+        key_and_try(display, self.home, self.api_key, self.settings.samples)
+
+    async def _start(self) -> None:
+        display = self._display
+        self.home = Home(self.settings.home)
+        self._stack.callback(self.home.release)
+        self.siblings = Siblings(self.settings, GATEWAYS)
+        self._stack.push_async_callback(self.siblings.stop)
+        self.siblings.bind()
+        await self._servers()
+        self.settings = chosen = settings.load()
+        parts = [Part("control"), Part("workers")]
+        for part in parts:
+            display.step(f"starting {part.word}")
+            await part.start()
+            self._stack.push_async_callback(part.stop)
+        store, artifacts = await open_repository(chosen)
+        self._stack.push_async_callback(store.close)
+        self.watch = Watch(store, chosen.poll_interval_s)
+        self._background(self.watch.run())
+        self.commands = Commands(store, artifacts, chosen, self.watch)
+        self.control = f"http://{authority(chosen.host, chosen.control_port)}"
+        await self._until_ready(self.control, parts)
+        self.api_key = await self._key()
+        if chosen.samples:
+            await register(self.home.folder, self.watch, self.commands, display.step, chosen.load_timeout_s)
+        self.url, self.grpc = self.siblings.url, self.siblings.grpc
+        self.home.write_client(url=self.url, grpc=self.grpc, control=self.control, api_key=self.api_key)
+        display.step("starting gateways")
+        await self.siblings.start()
+        await self._until_ready(self.url, parts)
+
+    async def _servers(self) -> None:
+        """Have the servers, and tell every process that is started from here where they are."""
+        fleet = Fleet(self.settings.home, family(), os.environ, may_install=may_install(os.getuid(), os.environ))
+        chosen = fleet.chosen(NEEDED)
+        ours = [server for server, status in zip(chosen, fleet.status(chosen), strict=True) if not status.url]
+        self._stack.push_async_callback(asyncio.to_thread, fleet.down, ours, self._display.step)
+        failed = await asyncio.to_thread(fleet.up, chosen, self._display.step)
+        if failed:
+            raise Unavailable("; ".join(f"{name}: {why}" for name, why in failed.items()))
+        os.environ.update(fleet.exports(chosen))
+
+    async def _until_ready(self, url: str, parts: list[Part]) -> None:
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not await asyncio.to_thread(_answers, f"{url}/v2/health/ready"):
+            for part in parts:
+                part.check()
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{url} did not become ready")
+            await asyncio.sleep(LOOK_S)
+
+    async def _key(self) -> str:
+        await self.watch.refresh()
+        verifier = Verifier()
+        verifier.replace(self.watch.catalog.credentials())
+        return await first_key(self.home, verifier, self.commands)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - a URL of ours
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False

@@ -1,0 +1,30 @@
+"""`penstock gateway`: the data plane by itself, in front of a broker, as one process or several on one socket."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+import uvloop
+
+from core import logs, settings
+from core.errors import PenstockError
+from server import outlets
+
+Processes = Annotated[int, typer.Option("--processes", min=1, max=256, help="gateway processes that share the ports")]
+
+
+def gateway(processes: Processes = 1) -> None:
+    """Serve REST and gRPC; batches go to workers through the broker (PENSTOCK_AMQP_URL)."""
+    outlets.secure()
+    try:
+        chosen = settings.load()
+        logs.configure(chosen)
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read at import; our children are other programs
+        from server.siblings import run
+
+        uvloop.run(run(chosen, processes))
+    except PenstockError as error:
+        typer.echo(f"penstock: {error.message}", err=True)
+        raise typer.Exit(1) from None
