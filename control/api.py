@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from control import deployments, keys, models
+from control import deployments, keys, models, status
 from control.views import Architecture, Architectures, Error, Whoami, whoami
 from core.identity import Principal
 from core.settings import Settings
@@ -32,10 +32,14 @@ def is_upload(method: str, path: str) -> bool:
     return method == "POST" and _UPLOAD.match(path) is not None
 
 
-def router(commands: Commands, watch: Watch, settings: Settings) -> APIRouter:
-    """All routes under `/api/v1`. They expect a `core.web.Guard` before them and `install_errors` around them."""
+def router(commands: Commands, watch: Watch, settings: Settings, look: status.Look = status.nobody) -> APIRouter:
+    """All routes under `/api/v1`. They expect a `core.web.Guard` before them and `install_errors` around them.
+
+    `look`: which replicas and gateways are alive now.
+    """
     api = APIRouter(prefix=PREFIX, responses=ERRORS)
     api.include_router(_about(), tags=["control"])
+    api.include_router(status.router(watch, look), tags=["control"])
     api.include_router(models.router(commands, watch, settings), tags=["models"])
     api.include_router(deployments.router(commands, watch), tags=["deployments"])
     api.include_router(keys.router(commands), tags=["keys"])

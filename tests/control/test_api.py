@@ -397,7 +397,7 @@ async def test_every_route_is_described(site: Site) -> None:
         for verb, operation in verbs.items()
         if path.startswith("/api/v1")
     ]
-    assert len(operations) == 19
+    assert len(operations) == 20
     for name, operation in operations:
         assert operation["summary"], name
         assert operation["tags"], name

@@ -14,6 +14,7 @@ from tests.control.site import ROLES, Site, upload
 NEEDS: dict[tuple[str, str], str] = {
     ("GET", "/api/v1/whoami"): PREDICT,
     ("GET", "/api/v1/architectures"): PREDICT,
+    ("GET", "/api/v1/status"): PREDICT,
     ("GET", "/api/v1/models"): PREDICT,
     ("GET", "/api/v1/models/{model}"): PREDICT,
     ("GET", "/api/v1/models/{model}/versions/{version}"): PREDICT,
