@@ -8,9 +8,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -31,25 +33,46 @@ func main() {
 }
 
 func run(listen, dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	private, err := os.MkdirTemp("", "ferretdb-") // of mode 0700: nobody gets past the gate
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(private)
+	socket := filepath.Join(private, "socket")
 	server, err := ferretdb.New(&ferretdb.Config{
-		Listener:  ferretdb.ListenerConfig{TCP: listen},
-		Logger:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Listener:  ferretdb.ListenerConfig{Unix: socket},
+		Logger:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 		Handler:   "sqlite",
 		SQLiteURL: "file:" + dir + "/",
 	})
 	if err != nil {
 		return err
 	}
+	listener, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("mongodb://%s/\n", listener.Addr())
 
 	stopped, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	go func() { fmt.Println(server.MongoDBURI()) }() // waits until the server listens
-	return server.Run(stopped)
+	door := &gate{socket: socket, open: map[net.Conn]bool{}}
+	go func() {
+		<-stopped.Done()
+		listener.Close()
+		door.close()
+	}()
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(stopped) }()
+	if err := door.serve(listener); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return <-ended
 }
