@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from core.errors import InvalidRequest, PenstockError
+from core.errors import InvalidRequest, PenstockError, new_error_id
 from repository.records import Version
 from repository.signature import warmup_sizes
 from workers.described import described
@@ -71,18 +71,32 @@ def warm_up(runner: Runner, example: Arrays | None) -> tuple[list[Timed], str]:
         except WrongOutput as error:
             raise InvalidRequest(error.message) from error
         except BaseException as error:
-            what = error.message if isinstance(error, PenstockError) else described(error)
-            log.warning("warm-up failed", model=version.key, rows=rows, exc_info=error)
+            what = _why(version, rows, error)
             if example is not None:
                 raise InvalidRequest(f"the model failed on its example, at {rows} rows: {what}") from error
-            return samples, f"warming it with made-up inputs failed ({what}): push it with an example"
+            given = ", ".join(f"{name} {list(array.shape)}" for name, array in _sized(version, data, rows).items())
+            return samples, f"warming it with made-up inputs, {given}, failed ({what}): push it with an example"
     return samples, ""
 
 
+def _why(version: Version, rows: int, error: BaseException) -> str:
+    """What the pusher is told; the rest goes to the log under an id."""
+    if isinstance(error, PenstockError):
+        log.warning("warm-up refused", model=version.key, rows=rows, reason=error.message)
+        return error.message
+    error_id = new_error_id()
+    log.warning("warm-up failed", model=version.key, rows=rows, error_id=error_id, exc_info=error)
+    return f"{described(error)}; error id {error_id}"
+
+
+def _sized(version: Version, data: Arrays, rows: int) -> Arrays:
+    """The data of one run: so many rows of it where the version batches, else as it is."""
+    return repeated(data, rows) if version.max_batch > 0 else data
+
+
 def _timed(runner: Runner, data: Arrays, rows: int) -> Timed:
-    batched = runner.version.max_batch > 0
-    inputs = repeated(data, rows) if batched else data
-    batch = as_batch(runner.version.signature.inputs, inputs, batched)
+    version = runner.version
+    batch = as_batch(version.signature.inputs, _sized(version, data, rows), version.max_batch > 0)
     runner.execute(batch, Stages())
     begun = time.perf_counter()
     runner.execute(batch, Stages())

@@ -14,7 +14,7 @@ import numpy as np
 import structlog
 
 from core.datatypes import datatype_of
-from core.errors import InvalidRequest, PenstockError
+from core.errors import InvalidRequest, PenstockError, new_error_id
 from repository.records import Signature, TensorSpec, Version
 from workers.described import described
 from workers.example import made_up, repeated
@@ -124,8 +124,10 @@ def _probe(model: Model, data: Arrays) -> Arrays:
     except PenstockError:
         raise
     except BaseException as error:
-        log.warning("probe failed", exc_info=error)
-        raise InvalidRequest(f"the model failed on its example: {described(error)}") from error
+        error_id = new_error_id()
+        log.warning("probe failed", error_id=error_id, exc_info=error)
+        why = f"{described(error)}; error id {error_id}"
+        raise InvalidRequest(f"the model failed on its example: {why}") from error
     if not isinstance(outputs, dict) or not outputs or not all(isinstance(a, np.ndarray) for a in outputs.values()):
         raise InvalidRequest("the model must return a dict of numpy arrays by output name")
     return outputs

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import helper, numpy_helper
+from structlog.testing import capture_logs
 
 from core.errors import InvalidRequest
 from repository.records import Version
-from tests.workers.samples import doubler, python_file, version
+from tests.graphs import graph, tensor
+from tests.workers.samples import doubler, python_file, saved, version
 from workers.prepare import Prepared, prepare
 
 
@@ -53,6 +57,20 @@ def test_a_failure_on_made_up_inputs_is_only_noted(tmp_path: Path) -> None:
     assert ready.samples == []
     assert "ValueError: zeros" in ready.note
     assert "example" in ready.note
+
+
+def test_a_note_tells_what_failed_and_nothing_of_our_insides(tmp_path: Path) -> None:
+    """Which node, on which shapes, and the id of the line in the log that has the whole error, paths and all."""
+    threes = numpy_helper.from_array(np.array([-1, 3], np.int64), "threes")
+    reshape = helper.make_node("Reshape", ["x", "threes"], ["y"], name="r")
+    artifact = graph([reshape], [tensor("x", "FP32", "n", 4)], [tensor("y", "FP32", "n", 3)], [threes])
+    with capture_logs() as logged:
+        ready = prepared(version(inputs=(), outputs=(), max_batch=4), saved(tmp_path / "r.onnx", artifact))
+    assert "x [1, 4], failed (GraphFailed: while running Reshape node" in ready.note
+    assert "/" not in ready.note
+    (line,) = [line for line in logged if line["event"] == "warm-up failed"]
+    assert f"error id {line['error_id']})" in ready.note
+    assert ".h:" in str(line["exc_info"].__cause__)
 
 
 def test_outputs_that_contradict_the_signature_refuse_the_model_either_way(tmp_path: Path) -> None:

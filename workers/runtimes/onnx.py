@@ -7,6 +7,7 @@ in files beside it, is refused before the runtime sees it, and so are outputs th
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ _DATATYPES = {
     "string": "BYTES",
 }
 """onnxruntime's element types → V2."""
+_STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Non-zero status code returned (?=while)")
+_PLACE = re.compile(
+    r"\S+\.(?:cc|cpp|cu|cuh|h|hpp):\d+ "  # a file of its source, then
+    r"(?:[^()]*\((?:[^()]|\([^()]*\))*\)(?: const)?|\w+) "  # the function with its arguments or without them, and
+    r"(?:.*? was false\. )?"  # the condition that did not hold
+)
+"""What onnxruntime's messages tell of onnxruntime alone."""
+
+
+class GraphFailed(Exception):
+    """onnxruntime's own error is the cause of this one, which says what its message tells of the graph and its
+    inputs, and nothing of the runtime's insides."""
 
 
 def load(path: Path, version: Version, hint: Signature, threads: int, device: str = "cpu") -> OnnxModel:
@@ -51,7 +64,8 @@ def load(path: Path, version: Version, hint: Signature, threads: int, device: st
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise InvalidRequest(f"onnxruntime refuses the graph: {_plain(error, path)}") from error
+        why = plain(str(error).replace(str(path), "the artifact"))
+        raise InvalidRequest(f"onnxruntime refuses the graph: {why}") from error
     return OnnxModel(session, hint, unshaped)
 
 
@@ -78,7 +92,7 @@ class OnnxModel:
         except Exception as error:
             if "Failed to allocate" in str(error) or "bad_alloc" in str(error):
                 raise MemoryError(str(error)) from error
-            raise
+            raise GraphFailed(plain(str(error))) from error
         return dict(zip(self._names, outputs, strict=True))
 
     def close(self) -> None:
@@ -167,6 +181,6 @@ def _array(value: Any) -> Array:
     return np.frombuffer(data, ml_dtypes.bfloat16).reshape(tuple(value.shape()))
 
 
-def _plain(error: Exception, path: Path) -> str:
-    """onnxruntime's message without the artifact's whereabouts."""
-    return str(error).replace(str(path), "the artifact").split("\n")[0][:400]
+def plain(message: str) -> str:
+    """A message of onnxruntime's without what it tells of itself: codes, source files, functions, conditions."""
+    return _PLACE.sub("", _STATUS.sub("", message[:4000])).split("\n")[0][:400]

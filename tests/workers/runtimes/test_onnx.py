@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from core.datatypes import datatype_of
 from core.errors import InvalidRequest
@@ -17,9 +17,14 @@ from tests.graphs import ELEMENTS, graph, identity, tensor
 from tests.workers.samples import doubler, rows, saved, version
 from workers.merge import Array
 from workers.runtimes.base import Model
-from workers.runtimes.onnx import load
+from workers.runtimes.onnx import GraphFailed, load, plain
 
 NOTHING = Signature((), ())
+
+
+X, Y = tensor("x", "FP32", "n", "m"), tensor("y", "FP32", "k", "l")
+W = numpy_helper.from_array(np.ones((2, 3), np.float32), "w")
+TO = numpy_helper.from_array(np.array([-1, 3], np.int64), "to")
 
 
 def opened(path: Path, hint: Signature = NOTHING) -> Model:
@@ -148,3 +153,35 @@ def test_an_unknown_operator_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="NoSuchThing") as caught:
         opened(path)
     assert str(tmp_path) not in caught.value.message
+
+
+FAILURES = {
+    "Reshape": (graph([helper.make_node("Reshape", ["x", "to"], ["y"], name="r")], [X], [Y], [TO]), "shape:{2,4}"),
+    "Add": (graph([helper.make_node("Add", ["x", "w"], ["y"])], [X], [Y], [W]), "3 by 4"),
+    "MatMul": (graph([helper.make_node("MatMul", ["x", "w"], ["y"])], [X], [Y], [W]), "dimension mismatch"),
+    "Concat": (graph([helper.make_node("Concat", ["x", "w"], ["y"], axis=0)], [X], [Y], [W]), "dimensions of 3 and 4"),
+}
+
+
+@pytest.mark.parametrize("operator", FAILURES)
+def test_a_failure_says_what_of_the_graph_failed(tmp_path: Path, operator: str) -> None:
+    """The node and the shapes, no source file, function or condition of the runtime; its own error is the cause."""
+    artifact, shapes = FAILURES[operator]
+    model = opened(saved(tmp_path / "f.onnx", artifact))
+    with pytest.raises(GraphFailed) as caught:
+        model.run({"x": rows(1, 2)}, {})
+    said = str(caught.value)
+    assert said.startswith(f"while running {operator} node")
+    assert shapes in said
+    assert not [each for each in (".h:", "::", "/", "was false", "Error", "onnxruntime") if each in said], said
+    assert "onnxruntime" in type(caught.value.__cause__).__module__
+
+
+def test_what_onnxruntime_tells_of_itself_is_left_out() -> None:
+    """Functions without arguments, with nested ones, const; with a condition or without one."""
+    for place in (
+        "concat.h:135 Prepare ",
+        "/src/ort/x.cc:12 void ort::Foo(const X&, std::function<void (int)>) ",
+        "/src/ort/x.cc:12 ort::Foo::Bar(int) const a != 0 && (b % a) == 0 was false. ",
+    ):
+        assert plain(f"[ONNXRuntimeError] : 1 : FAIL : {place}Input shape:{{1}}\n") == "Input shape:{1}"
