@@ -9,6 +9,33 @@ import pytest
 import uvloop
 
 from tests.running import RunningServer, running
+from tests.services import (
+    amqp_url,
+    broker,
+    mongo_url,
+    own_mongo,
+    pytest_configure,
+    pytest_configure_node,
+    pytest_terminal_summary,
+    pytest_unconfigure,
+    ray_address,
+    servers,
+    toxiproxy,
+)
+
+__all__ = [
+    "amqp_url",
+    "broker",
+    "mongo_url",
+    "own_mongo",
+    "pytest_configure",
+    "pytest_configure_node",
+    "pytest_terminal_summary",
+    "pytest_unconfigure",
+    "ray_address",
+    "servers",
+    "toxiproxy",
+]
 
 
 @pytest.fixture(scope="session")

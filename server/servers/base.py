@@ -30,16 +30,15 @@ class Launch(NamedTuple):
 
 
 class Container(NamedTuple):
-    """A container to start: `port` is the one inside, `url` has {port} for the one on loopback.
+    """A container to start. `ports`: port of loopback → port inside; they are published.
 
-    `network`: "" publishes that port; "host" shares the machine's network, for what opens ports as it goes.
+    `network`: "host" shares the machine's network, for what opens ports as it goes.
     `arguments` come after the image, `volume` is the folder inside that is kept, `files` maps folders of ours
     to where they are read inside.
     """
 
-    port: int
     url: str
-    environment: Mapping[str, str] = {}
+    ports: Mapping[int, int]
     arguments: tuple[str, ...] = ()
     volume: str = ""
     files: Mapping[str, str] = {}

@@ -34,29 +34,26 @@ def container_name(place: Place) -> str:
     return f"penstock-{place.folder.name}-{digest}"
 
 
-def arguments(image: str, container: Container, name: str, port: int) -> list[str]:
-    """What `docker` is called with to start it. `port`: that of loopback."""
+def arguments(image: str, container: Container, name: str) -> list[str]:
+    """What `docker` is called with to start it."""
     command = ["run", "--detach", "--name", name, "--hostname", "penstock", "--label", "penstock.service"]
     if container.network:
         command += ["--network", container.network]
-    else:
-        command += ["--publish", f"127.0.0.1:{port}:{container.port}"]
+    for ours, inside in container.ports.items():
+        command += ["--publish", f"127.0.0.1:{ours}:{inside}"]
     if container.volume:
         command += ["--volume", f"{name}:{container.volume}"]
-    for ours, inside in container.files.items():
-        command += ["--volume", f"{ours}:{inside}:ro"]
-    for variable, value in container.environment.items():
-        command += ["--env", f"{variable}={value}"]
+    for file, where in container.files.items():
+        command += ["--volume", f"{file}:{where}:ro"]
     return [*command, image, *container.arguments]
 
 
 def start(image: str, container: Container, place: Place) -> Running:
     """Start it anew: a container that ended stands in the way, its data do not. Raises Unavailable."""
     name = container_name(place)
-    port = place.port("port")
     remove(name)
-    _docker(*arguments(image, container, name, port), within_s=PULL_WITHIN_S)
-    return Running(url=container.url.format(port=port), version=image.rpartition(":")[2], container=name)
+    _docker(*arguments(image, container, name), within_s=PULL_WITHIN_S)
+    return Running(url=container.url, version=image.rpartition(":")[2], container=name)
 
 
 def pid(name: str) -> int:
@@ -88,6 +85,11 @@ def last_words(name: str, lines: int = 5) -> str:
         return _docker("logs", "--tail", str(lines), name).strip()
     except Unavailable:
         return ""
+
+
+def act(verb: str, name: str) -> None:
+    """`docker VERB`: pause, unpause, kill. Raises Unavailable where it fails."""
+    _docker(verb, name)
 
 
 def run_inside(name: str, *command: str) -> str:

@@ -32,7 +32,8 @@ class FerretDB(Server):
         return Launch(argv, f"mongodb://{listen}/")
 
     def container(self, place: Place) -> Container:
-        return Container(27017, "mongodb://127.0.0.1:{port}/", volume="/data/db")
+        port = place.port("port")
+        return Container(f"mongodb://127.0.0.1:{port}/", {port: 27017}, volume="/data/db")
 
     def answers(self, url: str, place: Place) -> bool:
         from pymongo import MongoClient

@@ -178,10 +178,7 @@ def _pid(place: Place, running: Running) -> int:
     """Of the process that leads a started server; 0 where it has ended."""
     if running.container:
         return engine.pid(running.container)
-    leader = running.birth
-    if leader is None:
-        return 0
-    return leader.pid if any(process.pid == leader.pid for process in processes.family(leader, place.mark)) else 0
+    return running.birth.pid if running.birth is not None and processes.alive(running.birth) else 0
 
 
 @contextmanager

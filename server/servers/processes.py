@@ -22,7 +22,7 @@ MARK = "PENSTOCK_SERVICE_MARK"
 FOREIGN = ("PENSTOCK_", "RAY_", "RABBITMQ_", "ERL_", "LD_PRELOAD", "NOTIFY_SOCKET")
 """Beginnings of variables that a server must not take over from the shell of whoever starts it."""
 LAST_GRACE_S = 5.0
-POLL_S = 0.05
+POLL_S = 0.1
 
 
 class Birth(NamedTuple):
@@ -57,6 +57,12 @@ def belongs(process: Seen, leader: Birth | None, mark: str, boot: str, others: M
         return False
     now_there = others.get(leader.pid)
     return now_there is None or now_there.started == leader.started
+
+
+def alive(process: Birth) -> bool:
+    """Whether it has not ended yet."""
+    now = seen(process.pid)
+    return now is not None and now.started == process.started and boot_id() == process.boot
 
 
 def family(leader: Birth | None, mark: str) -> list[Seen]:
@@ -144,7 +150,7 @@ def stop(leader: Birth | None, mark: str, within_s: float) -> list[str]:
     """
     if leader is not None:
         _ask(process for process in family(leader, mark) if process.pid == leader.pid)
-        wait_until(lambda: all(process.pid != leader.pid for process in family(leader, mark)), within_s)
+        wait_until(lambda: not alive(leader), within_s)
     _ask(family(leader, mark))
     if wait_until(lambda: not family(leader, mark), LAST_GRACE_S):
         return []

@@ -35,7 +35,7 @@ class RabbitMQ(Server):
     title: ClassVar[str] = "RabbitMQ"
     variable: ClassVar[str] = "PENSTOCK_AMQP_URL"
     image_name: ClassVar[str] = "rabbitmq:4.1.4-management"
-    start_within_s: ClassVar[float] = 120.0
+    start_within_s: ClassVar[float] = 180.0
     stop_within_s: ClassVar[float] = 30.0
 
     def version(self) -> str:
@@ -59,14 +59,14 @@ class RabbitMQ(Server):
         return Launch((str(SCRIPTS / "rabbitmq-server"),), url, _environment(place))
 
     def container(self, place: Place) -> Container:
-        password = place.secret("password")
-        folder = place.inner("conf.d")
-        place.write("conf.d/20-penstock.conf", _user(password), mode=0o644)
+        password, port = place.secret("password"), place.port("port")
+        place.inner("conf.d")
+        settings = place.write("conf.d/20-penstock.conf", _user(password), mode=0o644)
         return Container(
-            5672,
-            f"amqp://{USER}:{password}@127.0.0.1:{{port}}/",
+            f"amqp://{USER}:{password}@127.0.0.1:{port}/",
+            {port: 5672, place.port("management"): 15672},
             volume="/var/lib/rabbitmq",
-            files={str(folder / "20-penstock.conf"): "/etc/rabbitmq/conf.d/20-penstock.conf"},
+            files={str(settings): f"/etc/rabbitmq/conf.d/{settings.name}"},
         )
 
     def answers(self, url: str, place: Place) -> bool:

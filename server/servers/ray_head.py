@@ -35,7 +35,7 @@ class RayHead(Server):
     name: ClassVar[str] = "ray"
     title: ClassVar[str] = "Ray"
     variable: ClassVar[str] = "RAY_ADDRESS"
-    start_within_s: ClassVar[float] = 120.0
+    start_within_s: ClassVar[float] = 240.0
     stop_within_s: ClassVar[float] = 30.0
 
     def __init__(self, cpus: int | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:

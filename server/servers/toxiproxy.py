@@ -34,7 +34,7 @@ class Toxiproxy(Server):
         """On the machine's own network: its proxies get ports later, and what they lead to is on loopback."""
         port = place.port("port")
         arguments = ("-host", "127.0.0.1", "-port", str(port))
-        return Container(port, "http://127.0.0.1:{port}", arguments=arguments, network="host")
+        return Container(f"http://127.0.0.1:{port}", {}, arguments, network="host")
 
     def answers(self, url: str, place: Place) -> bool:
         try:

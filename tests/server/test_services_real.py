@@ -1,0 +1,172 @@
+"""The servers themselves, as tests get them: each does what it is there for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.exceptions import AMQPException
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from tests.services import RAY_CPUS, Broker, Own, Servers, fresh_vhost
+from tests.toxics import Toxics
+
+PATIENCE_S = 20
+
+
+async def echoed(url: str, body: bytes = b"a batch") -> bytes:
+    """A message sent to a queue of this broker and fetched again."""
+    connection = await aio_pika.connect(url, timeout=PATIENCE_S)
+    async with connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue("q", durable=True)
+        await channel.default_exchange.publish(aio_pika.Message(body), "q")
+        message = await queue.get(timeout=PATIENCE_S)
+        await message.ack()
+        return message.body
+
+
+async def test_the_broker_carries_messages(amqp_url: str) -> None:
+    assert await echoed(amqp_url) == b"a batch"
+
+
+async def test_tests_do_not_meet_at_the_broker(servers: Servers) -> None:
+    """Each has a virtual host: what one leaves in a queue is not in another's of that name; gone it is gone."""
+    with fresh_vhost(servers) as first, fresh_vhost(servers) as second:
+        connection = await aio_pika.connect(first)
+        async with connection:
+            channel = await connection.channel()
+            await channel.declare_queue("q", durable=True)
+            await channel.default_exchange.publish(aio_pika.Message(b"mine"), "q")
+        assert await echoed(second, b"other") == b"other"
+    with pytest.raises(AMQPException):
+        await aio_pika.connect(first)
+
+
+async def test_the_broker_knows_no_guest(amqp_url: str) -> None:
+    """The user that every RabbitMQ is born with is not there."""
+    _, _, host = amqp_url.rpartition("@")
+    with pytest.raises(AMQPException):
+        await aio_pika.connect(f"amqp://guest:guest@{host.partition('/')[0]}/")
+
+
+def test_documents_are_kept(mongo_url: str) -> None:
+    """MongoDB's protocol: the URL's path is this test's database, empty at first."""
+    client: MongoClient[dict[str, Any]] = MongoClient(mongo_url)
+    with client:
+        models = client.get_default_database()["models"]
+        assert models.count_documents({}) == 0
+        models.insert_one({"_id": "digits", "revision": 1})
+        found = models.find_one_and_update({"_id": "digits", "revision": 1}, {"$inc": {"revision": 1}})
+        assert found == {"_id": "digits", "revision": 1}
+
+
+async def test_a_link_is_cut_held_and_mended(amqp_url: str, toxiproxy: Toxics) -> None:
+    """Cut, nobody connects; held, a connection is made that says nothing; mended, all is as before."""
+    link = toxiproxy.link(amqp_url)
+    assert await echoed(link.url) == b"a batch"
+    link.cut()
+    with pytest.raises((OSError, AMQPException)):
+        await aio_pika.connect(link.url)
+    link.mend()
+    link.hold()
+    with pytest.raises((TimeoutError, OSError, AMQPException)):
+        await aio_pika.connect(link.url, timeout=0.5)
+    link.mend()
+    assert await echoed(link.url) == b"a batch"
+
+
+async def test_a_link_delays_throttles_and_breaks(amqp_url: str, toxiproxy: Toxics) -> None:
+    """A delay in each direction, a rate, and an end after so many bytes."""
+    link = toxiproxy.link(amqp_url)
+    loop = asyncio.get_running_loop()
+    link.latency(100)
+    started = loop.time()
+    assert await echoed(link.url) == b"a batch"
+    assert loop.time() - started > 0.6, "at least three round trips"
+    link.mend()
+    link.bandwidth(200)
+    started = loop.time()
+    assert await echoed(link.url, bytes(100_000)) == bytes(100_000)
+    assert loop.time() - started > 0.7, "100 kB at 200 kB/s, twice"
+    link.mend()
+    link.limit(50_000)
+    with pytest.raises((OSError, AMQPException, asyncio.CancelledError, TimeoutError)):
+        await echoed(link.url, bytes(100_000))
+
+
+async def test_a_paused_broker_is_silent_and_comes_back(broker: Broker) -> None:
+    broker.pause()
+    with pytest.raises((TimeoutError, OSError, AMQPException)):
+        await aio_pika.connect(broker.url, timeout=0.5)
+    broker.resume()
+    assert await echoed(broker.url) == b"a batch"
+
+
+async def test_a_memory_alarm_blocks_publishers(broker: Broker) -> None:
+    """No confirm comes while it is on."""
+    connection = await aio_pika.connect(broker.url)
+    async with connection:
+        channel = await connection.channel()
+        await channel.declare_queue("alarmed", durable=True)
+        broker.memory_alarm(True)
+        sent = asyncio.create_task(channel.default_exchange.publish(aio_pika.Message(b"x"), "alarmed"))
+        done, _ = await asyncio.wait([sent], timeout=1)
+        assert not done
+        broker.memory_alarm(False)
+        await asyncio.wait_for(sent, PATIENCE_S)
+
+
+async def test_a_stopped_application_comes_back(broker: Broker) -> None:
+    broker.stop_app()
+    with pytest.raises((OSError, AMQPException)):
+        await aio_pika.connect(broker.url, timeout=PATIENCE_S)
+    broker.start_app()
+    assert await echoed(broker.url) == b"a batch"
+
+
+async def test_a_killed_broker_comes_back_with_its_queues(broker: Broker) -> None:
+    """kill -9 and a start: same URL, durable queues are there."""
+    connection = await aio_pika.connect(broker.url)
+    async with connection:
+        channel = await connection.channel()
+        await channel.declare_queue("durable", durable=True)
+    broker.kill()
+    broker.start()
+    connection = await aio_pika.connect(broker.url)
+    async with connection:
+        channel = await connection.channel()
+        await channel.declare_queue("durable", passive=True)
+
+
+def test_a_database_goes_away_and_comes_back(own_mongo: Own) -> None:
+    """Paused it answers nothing, killed and started it has its documents."""
+    client: MongoClient[dict[str, Any]] = MongoClient(
+        own_mongo.url, serverSelectionTimeoutMS=500, socketTimeoutMS=500, connectTimeoutMS=500
+    )
+    with client:
+        client["kept"]["c"].insert_one({"_id": 1})
+        own_mongo.pause()
+        with pytest.raises(PyMongoError):
+            client["kept"]["c"].find_one({"_id": 1})
+        own_mongo.resume()
+        assert client["kept"]["c"].find_one({"_id": 1}) == {"_id": 1}
+        own_mongo.kill()
+        own_mongo.start()
+        assert client["kept"]["c"].find_one({"_id": 1}) == {"_id": 1}
+
+
+def test_a_driver_joins_the_cluster(ray_address: str) -> None:
+    """With the token that the environment names, and what the head offers."""
+    import ray
+
+    assert os.environ["RAY_ADDRESS"] == ray_address
+    ray.init(address=ray_address, log_to_driver=False)
+    try:
+        assert ray.cluster_resources()["CPU"] == RAY_CPUS  # type: ignore[no-untyped-call]
+    finally:
+        ray.shutdown()
