@@ -1,0 +1,247 @@
+"""Deliveries of one connection: from the broker to the endpoint, and their replies back.
+
+    delivered ─► read ─► turns ─► endpoint ─► reply and acknowledgement, in one write
+       │           └── cannot be run: poison, rejected
+       └── redelivered, or lost by the endpoint: each member by itself to the suspect queue, then acknowledged
+
+One task a message, which the library makes; none of ours but for suspects. When the connection ends, everything that
+was not acknowledged comes again, to whichever replica: what still runs here then is answered to nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator
+from functools import partial
+from typing import Any
+
+import structlog
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from core.errors import Internal, TooLarge, WorkerLost, new_error_id
+from core.fleet import Fleet
+from core.topology import FINAL, MEMBER, POISON, SEQUENCE, suspect_queue
+from workers import clocks, suspects
+from workers.cancels import Cancels
+from workers.channels import Channels
+from workers.delivery import Delivery, read, sender_of
+from workers.endpoint import Endpoint
+from workers.messages import Cancel, Failure, Reply, Timing, failure_of
+from workers.outlet import Frames, ack, reject
+from workers.prefetch import Prefetch
+from workers.pulse import Pulse
+from workers.turns import Turns
+
+log = structlog.get_logger(__name__)
+
+LARGEST_REPLY = 128 << 20
+"""Bytes: RabbitMQ's limit before 4.0; a larger publish would close the channel."""
+
+
+class Feed:
+    """`numbers`: batch ids that are unique at this endpoint, whichever connection they came through."""
+
+    def __init__(self, channels: Channels, endpoint: Endpoint, fleet: Fleet, numbers: Iterator[int]) -> None:
+        self.pulse = Pulse(time.monotonic_ns())
+        self.prefetch = Prefetch(endpoint.version.max_batch)
+        self.over = False
+        self._channels = channels
+        self._endpoint = endpoint
+        self._version = endpoint.version
+        self._fleet = fleet
+        self._numbers = numbers
+        self._cancels = Cancels()
+        self._turns: Turns[Delivery] = Turns()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._out: set[int] = set()
+        self._rest = asyncio.Event()
+        self._rest.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Batches taken and not acknowledged."""
+        return len(self._out)
+
+    async def consume(self, prefetch: int) -> None:
+        """Take that many messages at a time from now on, 0: none."""
+        await self._channels.consume(prefetch, self._take_batch, self._take_suspect)
+
+    async def finish(self) -> None:
+        """Return when everything taken has been answered and acknowledged, and the broker has it."""
+        await self._rest.wait()
+        await self._channels.flush()
+
+    def lost(self) -> None:
+        """The connection has ended: nobody waits for what is here."""
+        self.over = True
+        for task in self._tasks:
+            task.cancel()
+        self._channels.outlet.close()
+        for delivery in self._cancels:
+            self._endpoint.cancel(Cancel(delivery.batch.id, list(range(len(delivery.batch.members)))))
+        self._rest.set()
+
+    def cancel(self, body: bytes) -> None:
+        """A message of cancellations. Raises ValueError for what is none."""
+        for delivery, members in self._cancels.hear(body):
+            self._leave_out(delivery, members)
+
+    def pump(self) -> None:
+        """Hand over what waits, if the endpoint takes it."""
+        if self._endpoint.ready:
+            self._submit(self._turns.next())
+
+    # --- in -------------------------------------------------------------------------------------------------------
+
+    async def _take_batch(self, message: DeliveredMessage) -> None:
+        self._take(message, suspect=False)
+
+    async def _take_suspect(self, message: DeliveredMessage) -> None:
+        self._take(message, suspect=True)
+
+    def _take(self, message: DeliveredMessage, suspect: bool) -> None:
+        now = time.monotonic_ns()
+        tag = message.delivery_tag or 0
+        self._out.add(tag)
+        self._rest.clear()
+        try:
+            delivery = read(message, self._version, suspect)
+        except ValueError as error:
+            self._spawn(self._refuse(message, str(error)[:500]))
+            return
+        self._receive(delivery, now)
+        if message.redelivered:
+            self._spawn(self._isolate(delivery))
+            return
+        self._turns.add(delivery, suspect)
+        self.pump()
+
+    def _receive(self, delivery: Delivery, now: int) -> None:
+        batch = delivery.batch
+        delivery.arrived = now
+        delivery.shift = clocks.shift_of(
+            batch.members, delivery.gateway, delivery.boot, delivery.expiration_ms, self._fleet, now
+        )
+        clocks.localise(batch.members, delivery.shift)
+        batch.id = next(self._numbers)
+        if not delivery.attempt:
+            self.prefetch.saw(batch.rows, len(delivery.body))
+
+    def _submit(self, ready: list[Delivery]) -> None:
+        for delivery in ready:
+            delivery.started = time.monotonic_ns()
+            gone = self._cancels.enter(delivery)
+            self._endpoint.submit(delivery.batch, partial(self._answered, delivery))
+            self._leave_out(delivery, gone)
+
+    def _leave_out(self, delivery: Delivery, members: list[int]) -> None:
+        if members:
+            self._endpoint.cancel(Cancel(delivery.batch.id, members))
+
+    # --- out ------------------------------------------------------------------------------------------------------
+
+    def _answered(self, delivery: Delivery, reply: Reply) -> None:
+        self._cancels.leave(delivery)
+        self._turns.done()
+        if self.over:
+            return
+        self.pulse.observe(reply.timing, delivery.started - delivery.arrived)
+        if any(isinstance(result, Failure) and result.reason == WorkerLost.reason for result in reply.results):
+            self._spawn(self._isolate(delivery))
+        else:
+            self._answer(delivery, reply)
+        self.pump()
+
+    def _answer(self, delivery: Delivery, reply: Reply) -> None:
+        reply.id = delivery.home
+        member = delivery.member if delivery.attempt else None
+        self._settle(delivery.tag, self._reply(delivery.reply_to, reply, member))
+
+    def _settle(self, tag: int, frames: Frames) -> None:
+        """Send what there is to say to a message, and acknowledge it."""
+        self._channels.outlet.send([*frames, ack(tag)])
+        self._done(tag)
+
+    def _done(self, tag: int) -> None:
+        self._out.discard(tag)
+        if not self._out:
+            self._rest.set()
+
+    def _reply(self, reply_to: str, reply: Reply, member: int | None = None) -> Frames:
+        headers: dict[str, Any] = {SEQUENCE: 0, FINAL: True}
+        if member is not None:
+            headers[MEMBER] = member
+        properties = Basic.Properties(correlation_id=str(reply.id), delivery_mode=1, headers=headers)
+        return self._channels.outlet.message(reply_to, _body(reply), properties)
+
+    # --- what cannot run, or was lost -----------------------------------------------------------------------------
+
+    async def _refuse(self, message: DeliveredMessage, cause: str) -> None:
+        error_id = new_error_id()
+        log.error("message refused", model=self._version.key, cause=cause, error_id=error_id)
+        await self._record(message.body, cause, error_id)
+        sender, tag, frames = sender_of(message), message.delivery_tag or 0, []
+        if sender is not None:
+            failure = failure_of(Internal("the request could not be run", error_id=error_id))
+            frames = self._reply(sender.reply_to, Reply(sender.home, [failure] * sender.members, Timing()))
+        self._channels.outlet.send([*frames, reject(tag)])
+        self._done(tag)
+
+    async def _isolate(self, delivery: Delivery) -> None:
+        """A process died with it aboard: each member gets a try by itself, until there have been enough."""
+        if suspects.exhausted(delivery):
+            failure = suspects.given_up()
+            log.error("request given up", model=self._version.key, error_id=failure.error_id)
+            await self._record(delivery.body, failure.message, failure.error_id)
+            self._answer(delivery, Reply(delivery.home, [failure], Timing()))
+            return
+        log.warning("batch isolated", model=self._version.key, members=len(delivery.batch.members))
+        if not delivery.attempt:
+            self._channels.outlet.send(self._notice(delivery))
+        tries = suspects.retries(delivery, time.monotonic_ns())
+        refused = await asyncio.gather(*(self._try_again(delivery, retry) for retry in tries))
+        self._settle(delivery.tag, [frame for frames in refused for frame in frames])
+
+    def _notice(self, delivery: Delivery) -> Frames:
+        """An empty reply that is not final: answers come member by member, nobody need send the batch again."""
+        headers: dict[str, Any] = {SEQUENCE: 0, FINAL: False}
+        properties = Basic.Properties(correlation_id=str(delivery.home), delivery_mode=1, headers=headers)
+        return self._channels.outlet.message(delivery.reply_to, b"", properties)
+
+    async def _try_again(self, delivery: Delivery, retry: suspects.Retry) -> Frames:
+        """Publish one member; what there is to say to its caller if that cannot be."""
+        failure = retry.refused
+        if failure is None and not await self._channels.publish_surely(
+            suspect_queue(self._version.model, self._version.version), retry.body, retry.properties(delivery)
+        ):
+            failure = suspects.CROWDED
+        if failure is None:
+            return []
+        return self._reply(delivery.reply_to, Reply(delivery.home, [failure], Timing()), retry.member)
+
+    async def _record(self, body: bytes, cause: str, error_id: str) -> None:
+        record = suspects.poison(body, cause, self._version, time.time(), error_id)
+        await self._channels.publish_surely(POISON, record, suspects.persistent())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except ConnectionError:
+                log.info("connection ended in between", model=self._version.key)
+            except Exception:
+                log.exception("feeding failed", model=self._version.key)
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _body(reply: Reply) -> bytes:
+    body = suspects.as_body(reply)
+    if len(body) <= LARGEST_REPLY:
+        return body
+    failure = failure_of(TooLarge(f"the outputs are {len(body)} bytes, more than the {LARGEST_REPLY} of one message"))
+    return suspects.as_body(Reply(reply.id, [failure] * len(reply.results), reply.timing))
