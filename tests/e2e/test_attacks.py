@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import re
 import subprocess
 import sys
 import types
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 import pytest
+import structlog
 from tritonclient.grpc import service_pb2
 
+from core import logs
+from core.settings import Settings
+from gateway.http_turn import Turn
 from tests.e2e import attacks
 from tests.e2e.attacks import LIMITS, Attack, Target
 from tests.e2e.inside import inside
@@ -92,6 +97,17 @@ def _unpickling(path: Path) -> dict[str, Any]:
     return dict(importlib.import_module("pickle").loads(zipfile.ZipFile(path).read("archive/data.pkl")))
 
 
+class _Pieces(Turn):
+    """Keeps each piece of its body as an object of its own."""
+
+    __slots__ = ("pieces",)
+
+    def add(self, data: bytes) -> None:
+        self.pieces = getattr(self, "pieces", [])
+        self.pieces.append(memoryview(data))
+        super().add(data)
+
+
 def _nothing(*values: Any) -> None:
     return None
 
@@ -109,7 +125,9 @@ SKOPS = "workers.runtimes.sklearn"
 TABLE: dict[str, Weak] = {
     "paths in names": Weak(attacks.paths_in_names, patches={"core.names:NAME": re.compile("(?s).*")}),
     "errors that leak": Weak(attacks.errors_that_leak, patches={"workers.execution:_message": repr}),
+    "notes that leak": Weak(attacks.errors_that_leak, patches={"workers.runtimes.onnx:plain": str}),
     "huge chunked bodies": Weak(attacks.huge_chunked_bodies, {"max_body_bytes": LAX}),
+    "many small chunks": Weak(attacks.many_small_chunks, patches={"gateway.http:Turn": _Pieces}),
     "declared lengths": Weak(attacks.declared_lengths, {"max_body_bytes": LAX}),
     "lying shapes in JSON": Weak(
         attacks.lying_shapes_in_json, patches={"gateway.codec.tensors:elements": _trusting_elements}
@@ -147,9 +165,7 @@ TABLE: dict[str, Weak] = {
         attacks.onnx_that_reaches_out, patches={"workers.runtimes.onnx:_inspect": lambda path: frozenset()}
     ),
 }
-"""Attack → the guard without which it gets through. Of the two below one has its guard shown red by itself, and the
-other's is no single function."""
-ALONE: tuple[Attack, ...] = (attacks.many_small_chunks, attacks.forged_log_lines)
+"""Attack → the guard without which it gets through."""
 SLOW: dict[str, tuple[Attack, ...]] = {
     "header_timeout_s": (attacks.slow_headers, attacks.idle_connections),
     "body_timeout_s": (attacks.tiny_chunks, attacks.slow_body, attacks.slow_bodies_elsewhere, attacks.slow_grpc),
@@ -158,7 +174,9 @@ SLOW: dict[str, tuple[Attack, ...]] = {
 """The deadline that ends them → attacks that mostly wait, and are run side by side."""
 
 
-@pytest.mark.parametrize("attack", list(dict.fromkeys([*(weak.attack for weak in TABLE.values()), *ALONE])))
+@pytest.mark.parametrize(
+    "attack", list(dict.fromkeys([*(weak.attack for weak in TABLE.values()), attacks.forged_log_lines]))
+)
 async def test_is_repelled(attack: Attack, victim: Target) -> None:
     """By a real server, which serves others meanwhile and afterwards."""
     async with over(victim):
@@ -202,6 +220,19 @@ async def test_gets_through_without_its_guard(name: str, tmp_path: Path, monkeyp
                 await weak.attack(target)
 
 
+async def test_forged_lines_get_through_unescaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a server whose log escapes nothing."""
+    monkeypatch.setattr(logs, "_escaped", lambda logger, name, event: event)
+    home = tmp_path / "w" / "home"
+    home.mkdir(parents=True)
+    with logging_to(home.parent / "log"):
+        async with weakened(home) as target:
+            await attacks.furnish(target)
+            async with over(target):
+                with pytest.raises(AssertionError, match="an escape sequence stands in the log"):
+                    await attacks.forged_log_lines(target)
+
+
 LOGGING = """
 import sys, structlog
 from core import logs, settings
@@ -228,6 +259,20 @@ def test_an_event_is_one_escaped_line(form: str) -> None:
     if form == "text":
         lax = logged("logs._escaped = lambda logger, name, event: event")
         assert re.search(rb"[\x00-\x09\x0b-\x1f]|\xe2\x80\xa8", lax)
+
+
+@contextmanager
+def logging_to(file: Path) -> Iterator[None]:
+    """What this process logs goes into a file, as a server's log goes to its stderr."""
+    root, before = logging.getLogger(), list(logging.getLogger().handlers)
+    with file.open("w") as stream, redirect_stderr(stream):
+        logs.configure(Settings())
+        structlog.configure(cache_logger_on_first_use=False)  # loggers that other tests use do not keep this
+        try:
+            yield
+        finally:
+            structlog.reset_defaults()
+            root.handlers[:] = before
 
 
 @asynccontextmanager
