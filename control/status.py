@@ -15,6 +15,7 @@ from typing import Annotated, NamedTuple, TypeVar
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
+from control.deployments import DeploymentView, deployment_view
 from core.beats import READY, GatewayBeat, ReplicaBeat, Share
 from core.identity import DEPLOY, PREDICT, Principal
 from core.web import require
@@ -78,8 +79,7 @@ class VersionStatus(BaseModel):
 
 class ModelStatus(BaseModel):
     name: str
-    replicas: int = Field(description="asked for of each loaded version, at least")
-    max_replicas: int
+    deployment: DeploymentView
     versions: list[VersionStatus] = Field(description="those that are wanted, loaded or still running; newest first")
 
 
@@ -146,8 +146,7 @@ def _by_place(found: Iterable[T]) -> dict[Place, list[T]]:
 
 
 def _model(catalog: Catalog, model: str, versions: list[VersionStatus]) -> ModelStatus:
-    asked = catalog.deployment(model)
-    return ModelStatus(name=model, replicas=asked.replicas, max_replicas=asked.max_replicas, versions=versions)
+    return ModelStatus(name=model, deployment=deployment_view(catalog.deployment(model)), versions=versions)
 
 
 def _version(

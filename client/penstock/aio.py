@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import httpx
 
-from penstock import calls, predicting
+from penstock import calls, deploying, predicting
 from penstock.calls import Call, Record
 from penstock.config import Config
+from penstock.deploying import Wish
 from penstock.errors import PenstockError
 from penstock.names import check_model
 from penstock.predicting import Flow, Prediction, Question, Signatures
@@ -173,6 +174,30 @@ class AsyncClient:
 
     async def whoami(self) -> Record:
         return await self._send(calls.whoami())
+
+    # --- deployments ---
+
+    async def deployment(self, name: str) -> Record:
+        return await self._send(calls.deployment(name))
+
+    async def deploy(
+        self,
+        name: str,
+        *,
+        replicas: int | None = None,
+        max_replicas: int | None = None,
+        cpus: float | None = None,
+        gpus: float | None = None,
+        accelerator: str | None = None,
+    ) -> Record:
+        wish = Wish(replicas, max_replicas, cpus, gpus, accelerator)
+        return await self._run(deploying.deploy(name, wish), None)
+
+    async def reset_deployment(self, name: str) -> Record:
+        return await self._send(calls.reset_deployment(name))
+
+    async def status(self) -> Record:
+        return await self._send(calls.status())
 
     # --- sending ---
 

@@ -256,6 +256,27 @@ def tag(name: str, version: int | str, tags: Mapping[str, str]) -> Call[Record]:
     return _control("PUT", f"{_model(name, version)}/tags", _record, dict(tags))
 
 
+def deployment(name: str) -> Call[Record]:
+    return _control("GET", f"{_model(name)}/deployment", _record)
+
+
+def set_deployment(name: str, wish: Mapping[str, Any]) -> Call[Record]:
+    return _control("PUT", f"{_model(name)}/deployment", _record, dict(wish))
+
+
+def reset_deployment(name: str) -> Call[Record]:
+    return _control("DELETE", f"{_model(name)}/deployment", _record)
+
+
+def status() -> Call[Record]:
+    return _control("GET", "status", _status)
+
+
+def _status(answer: Answer) -> Record:
+    _member("models")(answer)
+    return _record(answer)
+
+
 def keys() -> Call[list[Record]]:
     return _control("GET", "keys", _member("keys"))
 

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from penstock import __version__
-from penstock.commands import keys, models, predict, push
+from penstock.commands import deployments, keys, models, predict, push
+from penstock.commands.status import status as status_command
 from penstock.commands.version import version as version_command
 from penstock.errors import PenstockError
 
@@ -42,6 +43,8 @@ app = typer.Typer(
 app.command("push")(push.push)
 app.add_typer(models.app, name="models")
 app.command("predict")(predict.predict)
+app.add_typer(deployments.app, name="deployments")
+app.command("status")(status_command)
 app.add_typer(keys.app, name="keys")
 app.command("version")(version_command)
 
@@ -89,7 +92,7 @@ def _single(name: str, function: Callable[..., Any]) -> typer.Typer:
 
 
 def _add_server_commands() -> None:
-    own = {"push", "models", "predict", "keys", "version"}
+    own = {"push", "models", "predict", "deployments", "status", "keys", "version"}
     for name in [*SERVER_COMMANDS, *sorted(set(_registered()) - set(SERVER_COMMANDS) - own)]:
         app.command(
             name,

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import httpx
 
-from penstock import calls, predicting
+from penstock import calls, deploying, predicting
 from penstock.calls import Call, Record
 from penstock.config import Config
+from penstock.deploying import Wish
 from penstock.errors import PenstockError
 from penstock.names import check_model
 from penstock.predicting import Flow, Prediction, Question, Signatures
@@ -210,6 +211,40 @@ class Client:
     def whoami(self) -> Record:
         """Name, owner, role, model patterns and grants of the key in use."""
         return self._send(calls.whoami())
+
+    # --- deployments ---
+
+    def deployment(self, name: str) -> Record:
+        """How a model is to run: replicas, max_replicas, cpus, gpus, accelerator; revision 0 where nothing was set."""
+        return self._send(calls.deployment(name))
+
+    def deploy(
+        self,
+        name: str,
+        *,
+        replicas: int | None = None,
+        max_replicas: int | None = None,
+        cpus: float | None = None,
+        gpus: float | None = None,
+        accelerator: str | None = None,
+    ) -> Record:
+        """Say how a model is to run; what is not named stays as it is. Returns the deployment; workers make it so.
+
+        Each loaded version gets `replicas` at least and as many as demand asks for up to `max_replicas`, which rises
+        along where only the former is named. `cpus`: cores that one replica is placed by. `gpus`: devices of one: a
+        share (0.25) or whole ones. `accelerator`: their type in Ray's words (H200, L4). Raises Conflict where somebody
+        else changed it at the same time.
+        """
+        wish = Wish(replicas, max_replicas, cpus, gpus, accelerator)
+        return self._run(deploying.deploy(name, wish), None)
+
+    def reset_deployment(self, name: str) -> Record:
+        """Let a model run by the defaults again; returns them."""
+        return self._send(calls.reset_deployment(name))
+
+    def status(self) -> Record:
+        """How everything stands: models, versions, replicas and where they run, queues, gateways."""
+        return self._send(calls.status())
 
     # --- sending ---
 

@@ -123,6 +123,8 @@ class FakeServer:
     def _control(self, request: Request, path: list[str]) -> Scripted:
         if request.method == "POST" and path[-1] == "versions":
             return Scripted(201, version_record(len(self._push(request))))
+        if path[-1] == "deployment":
+            return Scripted(200, {**deployment_record(path[1]), **(request.json if request.method == "PUT" else {})})
         if request.method == "GET":
             return Scripted(200, READS[path[0]] if len(path) == 1 else _one(path))
         if path[-1] in {"load", "unload"}:
@@ -184,7 +186,63 @@ def model_record(name: str = "digits") -> dict[str, Any]:
     }
 
 
+def deployment_record(name: str = "digits") -> dict[str, Any]:
+    return {
+        "model": name,
+        "replicas": 1,
+        "max_replicas": 4,
+        "cpus": 0.5,
+        "gpus": 0.25,
+        "accelerator": "L4",
+        "revision": 3,
+    }
+
+
+def replica_record(**fields: Any) -> dict[str, Any]:
+    return {
+        "instance": "replica-1",
+        "host": "h1",
+        "pid": 7,
+        "device": "cuda:0",
+        "state": "READY",
+        "reason": "",
+        "in_flight": 1,
+        "queue_wait_ms": 2.0,
+        "service_ms": 4.0,
+        "longest_ms": 6.0,
+        "rows": 8.0,
+        "busy": 0.5,
+        **fields,
+    }
+
+
+def status_record(**fields: Any) -> dict[str, Any]:
+    version = {
+        "version": 2,
+        "aliases": ["champion"],
+        "state": "READY",
+        "reason": "",
+        "ready": 1,
+        "waiting": 5,
+        "oldest_ms": 1500.0,
+        "in_flight": 3,
+        "demand": 120,
+        "where": [replica_record()],
+    }
+    gateway = {"instance": "gateway-1", "host": "h2", "pid": 9, "ready": True, "revision": 40, "open": ["digits/2"]}
+    model = {"name": "digits", "deployment": deployment_record(), "versions": [version]}
+    return {
+        "revision": 42,
+        "repository": True,
+        "listening": True,
+        "models": [model],
+        "gateways": [gateway],
+        **fields,
+    }
+
+
 READS: dict[str, Any] = {
+    "status": status_record(),
     "whoami": {"name": "ci", "owner": "team", "role": "admin", "models": ["*"], "grants": ["code"]},
     "models": {"models": [model_record()]},
     "architectures": {"architectures": [{"name": "mlp", "description": "layers"}]},

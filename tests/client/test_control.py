@@ -31,6 +31,9 @@ VERBS: list[tuple[str, tuple[Any, ...], dict[str, Any], str, Any]] = [
     ("delete", ("m", 2), {}, "DELETE /api/v1/models/m/versions/2", None),
     ("delete", ("m", "champion"), {}, "DELETE /api/v1/models/m/versions/champion", None),
     ("tag", ("m", "champion", {"a": "b"}), {}, "PUT /api/v1/models/m/versions/champion/tags", {"a": "b"}),
+    ("deployment", ("m",), {}, "GET /api/v1/models/m/deployment", None),
+    ("reset_deployment", ("m",), {}, "DELETE /api/v1/models/m/deployment", None),
+    ("status", (), {}, "GET /api/v1/status", None),
     ("tag", ("m", 2, {"a": "b"}), {}, "PUT /api/v1/models/m/versions/2/tags", {"a": "b"}),
 ]
 
@@ -56,6 +59,19 @@ def test_lists_come_without_their_wrapping(ps: Any) -> None:
 def test_load_tells_the_state(ps: Any) -> None:
     """The record of the version that was loaded."""
     assert ps.load("m", 2) == {"name": "m", "version": 2, "state": "LOAD"}
+
+
+def test_a_deployment_is_changed_in_part(ps: Any, server: FakeServer) -> None:
+    """What is not named stays; the revision read goes along, so that nobody's change is lost."""
+    assert ps.deploy("m", replicas=2)["replicas"] == 2
+    read, write = server.requests
+    assert (read.method, write.method, read.path, write.path) == ("GET", "PUT", *["/api/v1/models/m/deployment"] * 2)
+    kept = {"max_replicas": 4, "cpus": 0.5, "gpus": 0.25, "accelerator": "L4", "revision": 3}
+    assert write.json == {"replicas": 2, **kept}
+    ps.deploy("m", replicas=6, gpus=0.0, accelerator="")
+    assert server.requests[-1].json == {**kept, "replicas": 6, "max_replicas": 6, "gpus": 0.0, "accelerator": ""}
+    ps.deploy("m", replicas=6, max_replicas=5)
+    assert server.requests[-1].json == {**kept, "replicas": 6, "max_replicas": 5}
 
 
 def test_keys(ps: Any, server: FakeServer) -> None:

@@ -83,10 +83,10 @@ def test_what_is_asked_for_stands_beside_it() -> None:
     aliases = [Alias(model="m", alias=alias, version=1) for alias in ("champion", "blue")]
     made = known(failed, aliases=aliases, deployments=[Deployment(model="m", replicas=2, max_replicas=8)])
     (model,) = status(made, nobody(), ROOT).models
-    assert (model.replicas, model.max_replicas) == (2, 8)
+    assert (model.deployment.replicas, model.deployment.max_replicas) == (2, 8)
     assert (model.versions[0].aliases, model.versions[0].reason) == (["blue", "champion"], "no such op")
     (model,) = status(known(), nobody(), ROOT).models
-    assert (model.replicas, model.max_replicas) == (1, 1)
+    assert (model.deployment.replicas, model.deployment.max_replicas) == (1, 1)
 
 
 def test_queues_are_those_of_all_gateways() -> None:
