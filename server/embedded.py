@@ -31,7 +31,6 @@ from server.first_key import first_key, key_and_try
 from server.home import Home
 from server.listen import bind, http_server
 from server.pulse import Pulse
-from server.pulse import Pulse
 from server.registering import TRAINER, register
 from workers.host import Endpoint, Host
 
@@ -76,8 +75,6 @@ class Embedded(Composition):
             self.plane, self.routes, self.watch, self.commands, self.health, self.verifier, settings
         )
         self._stack.push_async_callback(self.rpc.stop, settings.drain_timeout_s)
-        self.pulse = Pulse(self.routes, lambda: self.watch.catalog, self.health)
-        self._background(self.pulse.run())
         self.pulse = Pulse(self.routes, lambda: self.watch.catalog, self.health)
         self._background(self.pulse.run())
         self.http = http_server(self._app(), self.plant, settings)
