@@ -59,8 +59,17 @@ class Consumer:
         self._link = Link(url, instance, self._opened, self._lost)
 
     def __repr__(self) -> str:
-        in_flight = self._feed.in_flight if self._feed is not None else 0
-        return f"<Consumer {self._version.key} {self._state}, {self._link!r}, {in_flight} in flight>"
+        return f"<Consumer {self._version.key} {self._state}, {self._link!r}, {self.in_flight} in flight>"
+
+    @property
+    def in_flight(self) -> int:
+        """Batches taken from the broker and not answered."""
+        return self._feed.in_flight if self._feed is not None else 0
+
+    @property
+    def consuming(self) -> bool:
+        """Whether more may come."""
+        return self._channels is not None and self._channels.consuming > 0
 
     def say(self, state: str, reason: str = "") -> None:
         """What the beats say from now on: STARTING or FAILED, and why, for people."""
@@ -196,7 +205,7 @@ class Consumer:
             signature=_signatures.encode(version.signature) if endpoint is not None else b"",
             max_batch=version.max_batch,
             device=self._device,
-            in_flight=feed.in_flight if feed is not None else 0,
+            in_flight=self.in_flight,
             queue_wait=second.queue_wait,
             busy=second.busy,
             warmup=[(rows, seconds) for rows, seconds in endpoint.samples] if endpoint is not None else [],

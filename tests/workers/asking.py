@@ -65,7 +65,9 @@ class Answer:
             reply = decode(message.body)
             assert isinstance(reply, Reply)
             assert str(reply.id) == message.correlation_id
-            self.parts[headers.get("member")] = reply.results
+            member = headers.get("member")
+            assert member is None or type(member) is int
+            self.parts[member] = reply.results
             self.timing = reply.timing
         self._changed.set()
 

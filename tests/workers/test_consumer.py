@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
-from tests.workers.asking import Replica, gateway_at
-from tests.workers.samples import array_of, batch_of, rows
+import asyncio
+import hashlib
+import itertools
+import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from core import beats
+from core.beats import DRAINING, FAILED, READY, STARTING
+from core.topology import new_instance, suspect_queue
+from repository.records import Signature
+from tests.workers.asking import BOUND_S, Replica, gateway_at, until
+from tests.workers.samples import array_of, batch_of, failure_in, rows, version
+from workers.consumer import Consumer
+from workers.messages import Batch, Column, Member, Reply, Timing, encode
+from workers.prefetch import Prefetch
+
+MINUTE = 60 * 10**9
+
+
+def value_of(result: Any) -> float:
+    return float(array_of(result)[0, 0])
 
 
 async def test_each_member_gets_its_own_rows(amqp_url: str) -> None:
@@ -14,3 +36,350 @@ async def test_each_member_gets_its_own_rows(amqp_url: str) -> None:
         assert [array_of(result)[:, 0].tolist() for result in results] == [[2], [4, 6]]
         assert answer.headers == [{"sequence": 0, "final": True}]
         assert answer.timing.executed_rows == 3
+
+
+async def test_batches_of_several_gateways_run_together_though_their_ids_are_equal(amqp_url: str) -> None:
+    """What gathers while the model is busy is one execution, whoever sent it."""
+    async with (
+        gateway_at(amqp_url) as one,
+        gateway_at(amqp_url) as other,
+        gateway_at(amqp_url) as third,
+        Replica(amqp_url) as replica,
+    ):
+        replica.model.gate.clear()
+        answers = [await one.ask(batch_of(rows(1)), number=1)]
+        await asyncio.to_thread(replica.model.begun.wait, BOUND_S)
+        answers += [await one.ask(batch_of(rows(2)), number=2)]
+        answers += [await other.ask(batch_of(rows(3), rows(4)), number=1)]
+        answers += [await third.ask(batch_of(rows(5)), number=1)]
+        await until(lambda: replica.consumer.in_flight == 4)
+        replica.model.gate.set()
+        assert [value_of((await answer.done())[0]) for answer in answers] == [2, 4, 6, 10]
+        assert replica.model.sizes == [1, 4]
+
+
+async def test_replies_and_acknowledgements_leave_nothing_behind(amqp_url: str) -> None:
+    """Three hundred batches in flight at a time, more than the library's writer takes at once; then nothing is left."""
+    async with gateway_at(amqp_url) as asking:
+        async with Replica(amqp_url) as replica:
+            for _ in range(3):
+                answers = [await asking.ask(batch_of(rows(at))) for at in range(300)]
+                assert [value_of((await a.done())[0]) for a in answers] == [2 * at for at in range(300)]
+            await until(lambda: replica.consumer.in_flight == 0)
+        assert await asking.waiting() == 0
+
+
+async def test_large_tensors_cross_whole(amqp_url: str) -> None:
+    """Of many frames, both ways."""
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url):
+        array = rows(*range(100_000))
+        (result,) = await (await asking.ask(batch_of(array))).done()
+        assert (array_of(result) == array * 2).all()
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_expired_member_does_not_run(amqp_url: str) -> None:
+    """It gets a typed error in its place, its neighbours their rows."""
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url) as replica:
+        now = time.monotonic_ns()
+        batch = batch_of(rows(1), rows(2), rows(3), deadlines=[now + MINUTE, now - 1, 0])
+        first, second, third = await (await asking.ask(batch)).done()
+        assert failure_in(second).reason == "deadline_exceeded"
+        assert (value_of(first), value_of(third)) == (2, 6)
+        assert replica.model.seen == [1, 3]
+
+
+async def test_deadlines_of_another_host_are_put_into_this_ones_clock(amqp_url: str) -> None:
+    """Of a gateway that was heard: by its beats. Its clock is an hour ahead, so unconverted nothing would expire."""
+    ahead = 3600 * 10**9
+
+    def clock() -> int:
+        return time.monotonic_ns() + ahead
+
+    async with gateway_at(amqp_url, boot="another", clock=clock) as asking, Replica(amqp_url) as replica:
+        await asking.until_ready()
+        await asking.beat()
+        await until(lambda: replica.consumer.fleet.offset(asking.instance))
+        batch = batch_of(rows(1), rows(2), deadlines=[clock() + MINUTE, clock() - 10**9])
+        first, second = await (await asking.ask(batch)).done()
+        assert value_of(first) == 2
+        assert failure_in(second).reason == "deadline_exceeded"
+
+
+async def test_deadlines_of_a_gateway_never_heard_are_read_off_the_expiration(amqp_url: str) -> None:
+    """The longest has as much left as the message; its clock is an hour behind, so unconverted all would expire."""
+    behind = 3600 * 10**9
+    async with gateway_at(amqp_url, boot="another") as asking, Replica(amqp_url):
+        now = time.monotonic_ns() - behind
+        batch = batch_of(rows(1), rows(2), deadlines=[now + MINUTE, now - 10**9])
+        first, second = await (await asking.ask(batch, expiration=60)).done()
+        assert value_of(first) == 2
+        assert failure_in(second).reason == "deadline_exceeded"
+
+
+# --- cancellations ----------------------------------------------------------------------------------------------------
+
+
+async def test_members_whose_callers_have_gone_do_not_run(amqp_url: str) -> None:
+    """Only those of that gateway and batch, whoever else has the same number."""
+    async with gateway_at(amqp_url) as asking, gateway_at(amqp_url) as other, Replica(amqp_url) as replica:
+        replica.model.gate.clear()
+        await asking.ask(batch_of(rows(9)))
+        await asyncio.to_thread(replica.model.begun.wait, BOUND_S)
+        gone = await asking.ask(batch_of(rows(1), rows(2), rows(3)), number=5)
+        theirs = await other.ask(batch_of(rows(4), rows(5), rows(6)), number=5)
+        await until(lambda: replica.consumer.in_flight == 3)
+        await asking.cancel(5, [0, 2, 99])
+        await asking.cancel(6, [0])
+        await asking.ask(batch_of(rows(7)), number=8)
+        await until(lambda: replica.consumer.in_flight == 4)
+        await asking.beat()
+        await until(lambda: replica.consumer.fleet.offset(asking.instance))
+        replica.model.gate.set()
+        assert value_of((await gone.done())[1]) == 4
+        assert [value_of(result) for result in await theirs.done()] == [8, 10, 12]
+        assert {1, 3}.isdisjoint(replica.model.seen)
+
+
+async def test_a_cancellation_that_overtakes_its_batch_counts(amqp_url: str) -> None:
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url) as replica:
+        await asking.until_ready()
+        await asking.cancel(3, [0])
+        await asking.beat()
+        await until(lambda: replica.consumer.fleet.offset(asking.instance))
+        replica.model.gate.clear()
+        await asking.ask(batch_of(rows(9)), number=1)
+        await asyncio.to_thread(replica.model.begun.wait, BOUND_S)
+        answer = await asking.ask(batch_of(rows(1), rows(2)), number=3)
+        await until(lambda: replica.consumer.in_flight == 2)
+        replica.model.gate.set()
+        assert value_of((await answer.done())[1]) == 4
+        assert replica.model.seen == [9, 2]
+
+
+# --- prefetch ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_prefetch_changes_while_batches_flow(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up and down, hundreds of times, and each batch is answered exactly once, none of them by way of the suspects."""
+    counts = iter([2, 64, 3, 200] * 10_000)
+    monkeypatch.setattr(Prefetch, "decide", lambda self, now: next(counts))
+    monkeypatch.setattr("workers.consumer.BEAT_S", 0.01)
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url):
+        await asking.until_ready()
+        answers = [await asking.ask(batch_of(rows(at))) for at in range(2000)]
+        assert [value_of((await answer.done())[0]) for answer in answers] == [2 * at for at in range(2000)]
+        assert all(answer.headers == [{"sequence": 0, "final": True}] for answer in answers)
+        assert len(asking.heard) > 20
+
+
+async def test_no_more_is_taken_than_two_executions_need(amqp_url: str) -> None:
+    """Of a model of 32 rows 64 are taken while they may be of one row each, a few once they are known to be full."""
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url) as replica:
+        replica.model.gate.clear()
+        answers = [await asking.ask(batch_of(rows(*range(32)))) for _ in range(100)]
+        await until(lambda: replica.consumer.in_flight == 64)
+        replica.model.gate.set()
+        for answer in answers:
+            await answer.done()
+        replica.model.gate.clear()
+        await asking.until_ready()
+        for _ in range(10):
+            await asking.ask(batch_of(rows(*range(32))))
+        await until(lambda: replica.consumer.in_flight == 2)
+        await asking.until_ready()
+        assert replica.consumer.in_flight == 2
+        assert await asking.waiting() == 8
+
+
+# --- bad messages -----------------------------------------------------------------------------------------------------
+
+
+def frame(batch: Batch | Reply) -> bytes:
+    return b"".join(encode(batch))[4:]
+
+
+def lying(**changes: Any) -> Batch:
+    return msgspec.structs.replace(batch_of(rows(1), rows(2), number=50), **changes)
+
+
+ONE = rows(1).tobytes()
+BAD: dict[str, tuple[bytes, dict[str, Any]]] = {
+    "nothing": (b"", {}),
+    "garbage": (b"\x80garbage" * 10, {}),
+    "a reply": (frame(Reply(50, [], Timing())), {}),
+    "another id": (frame(lying()), {"correlation_id": "51"}),
+    "no id": (frame(lying()), {"correlation_id": None}),
+    "no reply queue": (frame(lying()), {"reply_to": None}),
+    "a reply queue that is none": (frame(lying()), {"reply_to": "infer.m.1"}),
+    "no members": (frame(lying(members=[])), {}),
+    "no rows": (frame(lying(members=[Member(0), Member(2)])), {}),
+    "a piece too few": (frame(lying(inputs=[Column("x", "FP32", (4,), [ONE])])), {}),
+    "rows that belong to its neighbour": (frame(lying(inputs=[Column("x", "FP32", (4,), [b"", ONE * 2])])), {}),
+    "another input": (frame(lying(inputs=[Column("z", "FP32", (4,), [ONE, ONE])])), {}),
+    "another datatype": (frame(lying(inputs=[Column("x", "PICKLE", (4,), [ONE, ONE])])), {}),
+    "the same input twice": (frame(lying(inputs=[Column("x", "FP32", (4,), [ONE, ONE])] * 2)), {}),
+    "a negative size": (frame(lying(inputs=[Column("x", "FP32", (-4,), [ONE, ONE])])), {}),
+    "no batching": (frame(lying(batched=False)), {}),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+async def test_a_message_that_cannot_be_run_is_put_aside(amqp_url: str, what: str) -> None:
+    """With cause and digest, not its payload; where it says who waits for it, they hear; its neighbours are served."""
+    body, properties = BAD[what]
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url) as replica:
+        before = await asking.ask(batch_of(rows(1)))
+        await asking.publish(body, **({"correlation_id": "50"} | properties))
+        after = await asking.ask(batch_of(rows(2)))
+        assert value_of((await before.done())[0]) == 2
+        assert value_of((await after.done())[0]) == 4
+        records: list[dict[str, Any]] = []
+        async with asyncio.timeout(BOUND_S):
+            while not records:
+                records = await asking.poison()
+        (record,) = records
+        assert record["digest"] == hashlib.sha256(body).hexdigest()
+        assert (record["model"], record["version"]) == ("m", 1)
+        assert record["cause"]
+        await until(lambda: replica.consumer.in_flight == 0)
+
+
+async def test_who_waits_for_a_batch_that_cannot_be_run_hears_of_it(amqp_url: str) -> None:
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url):
+        answer = await asking.ask(lying(inputs=[Column("z", "FP32", (4,), [ONE, ONE])]))
+        failures = [failure_in(result) for result in await answer.done()]
+        assert [failure.reason for failure in failures] == ["internal", "internal"]
+        assert failures[0].error_id
+
+
+async def test_a_suspect_that_says_nothing_of_its_attempts_is_put_aside(amqp_url: str) -> None:
+    """Or more than there are, or of the wrong kind: none runs."""
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url) as replica:
+        await asking.until_ready()
+        batch = frame(batch_of(rows(1), number=50))
+        for headers in ({}, {"attempt": 0, "member": 0}, {"attempt": 4, "member": 0}, {"attempt": "1", "member": 0}):
+            await asking.publish(batch, queue=suspect_queue("m", 1), headers=headers, correlation_id="50")
+        asking.answers[50] = (await asking.ask(batch_of(rows(2)))).__class__(1)
+        records: list[dict[str, Any]] = []
+        async with asyncio.timeout(BOUND_S):
+            while len(records) < 4:
+                records += await asking.poison()
+        assert 1 not in replica.model.seen
+
+
+# --- beats ------------------------------------------------------------------------------------------------------------
+
+
+async def test_beats_tell_how_it_stands(amqp_url: str) -> None:
+    """From the start, before there is a model; then what its load found."""
+    made = version()
+    consumer = Consumer(amqp_url, new_instance("replica"), version(outputs=[], attempt=3), "cuda:0")
+    running = asyncio.create_task(consumer.run())
+    async with gateway_at(amqp_url) as asking:
+        await until(lambda: asking.heard)
+        assert (asking.heard[0].state, asking.heard[0].signature, asking.heard[0].attempt) == (STARTING, b"", 3)
+        consumer.say(FAILED, "it does not load")
+        await until(lambda: asking.heard[-1].state == FAILED)
+        assert asking.heard[-1].reason == "it does not load"
+        replica = Replica(amqp_url, made)
+        consumer.serve(replica.worker, "mind the gap")
+        await asking.until_ready()
+        last = asking.heard[-1]
+        assert msgspec.msgpack.decode(last.signature, type=Signature) == made.signature
+        assert (last.max_batch, last.note, last.warmup, last.device) == (32, "mind the gap", [(1, 0.001)], "cuda:0")
+        assert (last.boot, last.model, last.version) == (beats.boot_id(), "m", 1)
+        await consumer.drain(5.0)
+        await asyncio.wait_for(running, BOUND_S)
+        await until(lambda: asking.heard[-1].state == DRAINING)
+        await replica.worker.close()
+
+
+async def test_beats_carry_true_numbers(amqp_url: str) -> None:
+    """How long batches waited, what share of the time the model ran, how long for how many rows; nothing when idle."""
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url) as replica:
+        await asking.until_ready()
+        seen = len(asking.heard)
+        replica.model.gate.clear()
+        first = await asking.ask(batch_of(rows(1)))
+        await asyncio.to_thread(replica.model.begun.wait, BOUND_S)
+        second = await asking.ask(batch_of(rows(2, 3)))
+        await until(lambda: asking.heard[-1].in_flight == 2)
+        held = time.monotonic()
+        await until(lambda: time.monotonic() - held > 0.2)
+        replica.model.gate.set()
+        await first.done()
+        await second.done()
+        await until(lambda: any(beat.samples for beat in asking.heard[seen:]))
+        busy = next(beat for beat in asking.heard[seen:] if beat.samples)
+        assert [sampled for sampled, _ in busy.samples] == [1, 2]
+        assert busy.samples[0][1] >= 0.2
+        assert 0.15 < busy.busy <= 1
+        assert busy.queue_wait >= 0.1e9
+        await asking.until_ready()
+        idle = asking.heard[-1]
+        assert (idle.samples, idle.busy, idle.queue_wait, idle.in_flight) == ([], 0, 0, 0)
+        assert idle.state == READY
+
+
+async def test_a_beat_comes_each_second(amqp_url: str) -> None:
+    """Also when it is busy, and with no more than sixteen samples."""
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url):
+        await asking.until_ready()
+        while len(asking.heard) < 4:
+            await (await asking.ask(batch_of(rows(1)))).done()
+        sent = [beat.sent for beat in asking.heard if beat.state == READY]
+        gaps = [(later - earlier) / 1e9 for earlier, later in itertools.pairwise(sent)]
+        assert all(0.9 < gap < 1.6 for gap in gaps), gaps
+        assert max(len(beat.samples) for beat in asking.heard) == 16
+
+
+# --- draining ---------------------------------------------------------------------------------------------------------
+
+
+async def test_draining_under_load_loses_nothing(amqp_url: str) -> None:
+    """Two replicas leave one after the other while batches come; a third is there. No batch is delivered twice."""
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url) as last:
+        answers = []
+        for _ in range(2):
+            async with Replica(amqp_url) as leaving:
+                await asking.until_ready(2)
+                answers += [(at, await asking.ask(batch_of(rows(at)))) for at in range(400)]
+                assert leaving.model.sizes
+        for at, answer in answers:
+            assert value_of((await answer.done())[0]) == 2 * at
+            assert answer.headers == [{"sequence": 0, "final": True}]
+        assert last.model.sizes
+
+
+async def test_draining_waits_for_what_was_taken(amqp_url: str) -> None:
+    """Said at once, so that nobody sends more; answered before it leaves; what came later stays for others."""
+    async with gateway_at(amqp_url) as asking:
+        async with Replica(amqp_url) as replica:
+            await asking.until_ready()
+            replica.model.gate.clear()
+            answer = await asking.ask(batch_of(rows(1)))
+            await asyncio.to_thread(replica.model.begun.wait, BOUND_S)
+            draining = asyncio.create_task(replica.consumer.drain(BOUND_S))
+            await until(lambda: asking.heard[-1].state == DRAINING)
+            await until(lambda: not replica.consumer.consuming)
+            await asking.ask(batch_of(rows(2)))
+            assert not draining.done()
+            replica.model.gate.set()
+            await draining
+            assert value_of((await answer.done())[0]) == 2
+            assert replica.model.seen == [1]
+        assert await asking.waiting() == 1
+
+
+async def test_what_a_drain_cuts_off_is_answered_by_another(amqp_url: str) -> None:
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url) as replica:
+        replica.model.gate.clear()
+        answer = await asking.ask(batch_of(rows(1), rows(2)))
+        await asyncio.to_thread(replica.model.begun.wait, BOUND_S)
+        await replica.consumer.drain(0.1)
+        async with Replica(amqp_url):
+            assert [value_of(result) for result in await answer.done()] == [2, 4]
+            assert set(answer.parts) == {0, 1}
