@@ -10,15 +10,11 @@ does the old one cease to be wanted: `closing` is awaited, which returns when th
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, TypeVar
 
 import structlog
 
-from core.errors import PenstockError, Unavailable, new_error_id
+from core.errors import Unavailable
 from core.settings import Settings
 from repository.catalog import Catalog, Place
 from repository.commands import Commands
@@ -29,8 +25,8 @@ from repository.watch import Watch
 from workers import plan
 from workers.child import Child
 from workers.folder import sweep
+from workers.loading import load, refusal
 from workers.memory import give_back
-from workers.prepare import prepare
 from workers.states import States
 from workers.worker import Worker
 
@@ -39,7 +35,6 @@ log = structlog.get_logger(__name__)
 Endpoint = Worker | Child
 Opened = Callable[[Version, Endpoint], Awaitable[None]]
 Closing = Callable[[str, int], Awaitable[None]]
-T = TypeVar("T")
 
 
 class _Held:
@@ -161,7 +156,7 @@ class Host:
             if isinstance(error, Unavailable) or not isinstance(error, Exception):
                 raise
             self._failed[place] = version.attempt
-            await self._states.say(version, UNAVAILABLE, _reason(version, error))
+            await self._states.say(version, UNAVAILABLE, refusal(version, error))
             return
         held.phase = READY
         self._failed.pop(place, None)
@@ -171,28 +166,12 @@ class Host:
     async def _bring_up(self, held: _Held) -> str:
         """Load, complete the record, open; returns what the pusher should know."""
         version = held.version
-        path = await self._artifacts.fetch(version.digest)
-        example = (await self._artifacts.fetch(version.example)).read_bytes() if version.example else None
-        async with asyncio.timeout(self._settings.load_timeout_s):
-            held.endpoint, found, note = await self._endpoint(version, path, example)
+        held.endpoint, note = await load(version, self._artifacts, self._settings, self._child_changed)
+        found = held.endpoint.version
         if (found.signature, found.max_batch) != (version.signature, version.max_batch):
             held.version = await self._commands.complete_signature(version, found.signature, found.max_batch)
         await self._opened(held.version, held.endpoint)
         return note
-
-    async def _endpoint(self, version: Version, path: Path, example: bytes | None) -> tuple[Endpoint, Version, str]:
-        if version.carries_code:
-            child = Child(version, path, example, self._settings, self._child_changed)
-            note = await child.start()
-            return child, child.version, note
-        settings, loop = self._settings, asyncio.get_running_loop()
-        prepared = await in_thread(
-            lambda: prepare(version, path, example, settings.threads, settings.default_max_batch, isolated=False),
-            lambda late: late.runner.close(),
-        )
-        worker = Worker(prepared.runner, prepared.samples, loop.call_soon_threadsafe)
-        worker.start()
-        return worker, worker.version, prepared.note
 
     def _child_changed(self, version: Version, state: str, reason: str) -> None:
         """A child that was ready went, or came back."""
@@ -220,54 +199,3 @@ class Host:
         held.endpoint = None
         self._held.pop((version.model, version.version), None)
         await asyncio.to_thread(give_back)
-
-
-def _reason(version: Version, error: Exception) -> str:
-    """Why a version does not load, for its pusher; what is not meant for people goes to the log under an id."""
-    if isinstance(error, PenstockError) and error.error_id is None:
-        log.warning("version not loaded", model=version.key, reason=error.message)
-        return error.message
-    if isinstance(error, TimeoutError):
-        return "it was not loaded and warm in time"
-    if isinstance(error, MemoryError):
-        return "memory ran out while it was loaded"
-    error_id = new_error_id()
-    log.error("version not loaded", model=version.key, error_id=error_id, exc_info=error)
-    return f"it could not be loaded (error id {error_id})"
-
-
-async def in_thread(function: Callable[[], T], late: Callable[[T], object]) -> T:
-    """The result of `function`, run in a thread of its own, which holds nobody up if it hangs.
-
-    A result that comes after the caller was cancelled is handed to `late`.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def run() -> None:
-        try:
-            result = function()
-        except BaseException as error:
-            _settle(loop, _refuse, future, error)
-        else:
-            _settle(loop, _answer, future, result, late)
-
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return await future
-
-
-def _settle(loop: asyncio.AbstractEventLoop, how: Callable[..., None], *arguments: Any) -> None:
-    with suppress(RuntimeError):  # the loop has been closed: nobody waits any more
-        loop.call_soon_threadsafe(how, *arguments)
-
-
-def _answer(future: asyncio.Future[T], result: T, late: Callable[[T], object]) -> None:
-    if future.done():
-        late(result)
-    else:
-        future.set_result(result)
-
-
-def _refuse(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))

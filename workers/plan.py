@@ -40,7 +40,7 @@ def plan(catalog: Catalog, held: Mapping[Place, str], failed: Mapping[Place, int
     which may lag, or be those of a process that died. `failed`: the attempt at which a version did not load; it is
     tried again when somebody asks for another.
     """
-    seen = _as_held(catalog, held)
+    seen = as_held(catalog, held)
     want = wanted(seen)
     actions = [
         action
@@ -81,7 +81,7 @@ def _behind(version: Version, truth: str, state: VersionState | None) -> bool:
     return truth == UNAVAILABLE and state.state != UNAVAILABLE
 
 
-def _as_held(catalog: Catalog, held: Mapping[Place, str]) -> Catalog:
+def as_held(catalog: Catalog, held: Mapping[Place, str]) -> Catalog:
     """The catalog with the states that the host knows to be true."""
     known = {
         (model, number): VersionState(model=model, version=number, state=phase)

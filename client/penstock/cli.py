@@ -26,6 +26,7 @@ BROUGHT_BY = "penstock-server"
 SERVER_COMMANDS = {
     "up": "Start a server here, all in one process.",
     "config": "Print every setting of a server.",
+    "workers": "Run the models of a repository as replicas on a Ray cluster.",
     "services": "Start and stop RabbitMQ, MongoDB, toxiproxy and Ray.",
 }
 """Commands of the other distribution, so that help lists them without importing it."""

@@ -37,7 +37,8 @@ from repository.watch import Watch
 from tests.graphs import graph, tensor
 from tests.workers.samples import array_of, batch_of, doubler, python_file, rows, version
 from workers.child import Child
-from workers.host import Endpoint, Host, in_thread
+from workers.host import Endpoint, Host
+from workers.loading import in_thread
 from workers.memory import resident
 from workers.messages import Reply
 

@@ -1,0 +1,281 @@
+"""Makes Ray Serve run what the repository wants: looks, plans (`workers/reconcile.py`), begins what was planned.
+
+Nothing that matters is remembered here: which versions run is asked of Serve, how they stand of beats and records. So
+a new process goes on where the last one ended, and replicas do not notice. What this process alone knows (which loads
+failed, since when something waits) is only what it would find out again.
+
+Where the repository, the broker or Ray is away, what runs goes on running, and nothing is begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from core.beats import ReplicaBeat
+from core.errors import PenstockError, Unavailable
+from core.settings import Settings
+from repository.catalog import Catalog, Place
+from repository.commands import Commands
+from repository.records import LOADING, READY, UNAVAILABLE, UNLOADING, Signature, Version
+from repository.store import Store
+from repository.watch import Watch
+from workers import placement, reconcile
+from workers.lookout import Lookout
+from workers.placement import Cluster, Spec, spec_of
+from workers.plan import UNLOADED, Say, Unload
+from workers.reconcile import Action, Actual, Application, Deploy, Fail, Open, listed
+from workers.scale import Scaler, load_of
+from workers.states import States
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 0.5
+STEP_S = 0.1
+SERVE_LOOK_S = 0.25
+SHORT_AFTER_S = 3.0
+"""A replica that has waited for a node this long does not just wait its turn."""
+APPEARS_S = 5.0
+"""Within which Serve shows an application that it was told to have."""
+
+
+class Serves(Protocol):
+    """`workers/serving.py`. Every method raises Unavailable where Ray is away."""
+
+    async def applications(self) -> dict[Place, Application]: ...
+
+    async def cluster(self) -> Cluster: ...
+
+    async def deploy(self, version: Version, spec: Spec) -> None: ...
+
+    async def delete(self, place: Place) -> None: ...
+
+
+class Reconciler:
+    """`may_act`: whether this process is the one that reconciles."""
+
+    def __init__(
+        self,
+        store: Store,
+        watch: Watch,
+        commands: Commands,
+        serving: Serves,
+        lookout: Lookout,
+        settings: Settings,
+        may_act: Callable[[], bool],
+    ) -> None:
+        self._watch = watch
+        self._commands = commands
+        self._serving = serving
+        self._lookout = lookout
+        self._settings = settings
+        self._may_act = may_act
+        self._states = States(store, watch)
+        self._scaler = Scaler()
+        self._busy: dict[Place, str] = {}
+        self._failed: dict[Place, int] = {}
+        self._waiting_since: dict[Place, float] = {}
+        self._known: dict[Place, Version] = {}
+        self._poked = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._away = ""
+
+    def __repr__(self) -> str:
+        return f"<Reconciler, busy with {', '.join(f'{m}/{v}' for m, v in self._busy) or 'nothing'}>"
+
+    def poke(self) -> None:
+        """Something was heard or written: look at once."""
+        self._poked.set()
+
+    async def run(self) -> None:
+        self._watch.subscribe(lambda _: self.poke())
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._poked.wait()
+            self._poked.clear()
+            if self._may_act() and self._watch.confirmed:
+                await self._look()
+            await asyncio.sleep(STEP_S)
+
+    async def close(self) -> None:
+        """Leave everything as it is: whoever comes next goes on from there."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        try:
+            applications, cluster = await self._serving.applications(), await self._serving.cluster()
+        except Unavailable as error:
+            if self._away != error.message:
+                log.warning("ray away", error=error.message)
+            self._away = error.message
+            return
+        self._away = ""
+        catalog = self._states.overlaid(self._watch.catalog)
+        self._known |= {(version.model, version.version): version for version in catalog.all_versions()}
+        actual = self._actual(applications, cluster)
+        loads = self._settings.concurrent_loads * max(1, len(cluster.nodes))
+        specs = self._specs(catalog, actual)
+        for action in reconcile.plan(catalog, specs, actual, self._busy, self._failed, loads):
+            self._begin(action)
+
+    def _actual(self, applications: dict[Place, Application], cluster: Cluster) -> Actual:
+        now = time.monotonic_ns()
+        replicas: dict[Place, list[ReplicaBeat]] = {}
+        for beat in self._lookout.fleet.replicas(now):
+            replicas.setdefault((beat.model, beat.version), []).append(beat)
+        gateways = self._lookout.fleet.gateways(now)
+        return Actual(applications, replicas, gateways, self._short(applications, cluster), self._lookout.hearing(now))
+
+    def _short(self, applications: dict[Place, Application], cluster: Cluster) -> dict[Place, str]:
+        """Applications whose replicas have waited for a node for long → what is missing."""
+        now = time.monotonic()
+        waiting = {place for place, of in applications.items() if placement.pending(of.spec, cluster)}
+        self._waiting_since = {place: self._waiting_since.get(place, now) for place in waiting}
+        return {
+            place: placement.shortage(applications[place].spec, cluster.nodes)
+            for place, since in self._waiting_since.items()
+            if now - since >= SHORT_AFTER_S
+        }
+
+    def _specs(self, catalog: Catalog, actual: Actual) -> dict[Place, Spec]:
+        specs = {}
+        for version in catalog.all_versions():
+            place = (version.model, version.version)
+            deployment = catalog.deployment(version.model)
+            application = actual.applications.get(place)
+            running = application.spec.replicas if application is not None else 0
+            load = load_of(place, actual.replicas.get(place, ()), actual.gateways)
+            replicas = self._scaler.replicas(place, deployment, running, load, time.monotonic())
+            specs[place] = spec_of(deployment, replicas)
+        self._scaler.forget(specs)
+        return specs
+
+    # --- doing ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, action: Action) -> None:
+        if isinstance(action, Say):
+            place = (action.version.model, action.version.version)
+            phase = UNLOADING if action.reason == UNLOADED else READY if action.state == READY else LOADING
+            self._spawn(place, phase, self._say(action))
+        elif isinstance(action, Unload):
+            self._spawn(action.place, UNLOADING, self._let_go(action.place))
+        elif isinstance(action, Deploy):
+            phase = LOADING if action.fresh else READY
+            self._spawn((action.version.model, action.version.version), phase, self._deploy(action))
+        elif isinstance(action, Open):
+            self._spawn((action.version.model, action.version.version), LOADING, self._open(action))
+        else:
+            self._spawn((action.version.model, action.version.version), UNLOADING, self._fail(action))
+
+    def _spawn(self, place: Place, phase: str, work: Awaitable[None]) -> None:
+        self._busy[place] = phase
+
+        async def run() -> None:
+            try:
+                await work
+            except Unavailable as error:
+                log.warning("not done, tried again", model=f"{place[0]}/{place[1]}", error=error.message)
+                await asyncio.sleep(self._settings.poll_interval_s)
+            except Exception:
+                log.exception("reconciling failed", model=f"{place[0]}/{place[1]}")
+                await asyncio.sleep(self._settings.poll_interval_s)
+            finally:
+                del self._busy[place]
+                self.poke()
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _say(self, action: Say) -> None:
+        if (action.state, action.reason) == (UNAVAILABLE, UNLOADED):
+            await self._lookout.delete_queues(action.version.model, action.version.version)
+        await self._states.say(action.version, action.state, action.reason)
+
+    async def _deploy(self, action: Deploy) -> None:
+        version, spec = action.version, action.spec
+        if action.fresh:
+            await self._states.say(version, LOADING)
+        await self._serving.deploy(version, spec)
+        log.info("deployed", model=version.key, **spec._asdict())
+        place = (version.model, version.version)
+        await self._until(lambda applications: place in applications and applications[place].spec == spec, APPEARS_S)
+
+    async def _open(self, action: Open) -> None:
+        version, beat = action.version, action.beat
+        try:
+            found = msgspec.msgpack.decode(beat.signature, type=Signature)
+            if (found, beat.max_batch) != (version.signature, version.max_batch):
+                version = await self._commands.complete_signature(version, found, beat.max_batch)
+        except Unavailable:
+            raise
+        except (PenstockError, msgspec.DecodeError) as error:
+            reason = error.message if isinstance(error, PenstockError) else "its replica told no signature"
+            await self._fail(Fail(version, beat.attempt, reason))
+            return
+        await self._states.say(version, READY, beat.note)
+        self._failed.pop((version.model, version.version), None)
+        log.info("version ready", model=version.key, note=beat.note)
+
+    async def _fail(self, action: Fail) -> None:
+        version = action.version
+        place = (version.model, version.version)
+        self._failed[place] = action.attempt
+        await self._states.say(version, UNAVAILABLE, action.reason)
+        log.warning("version not loaded", model=version.key, reason=action.reason)
+        await self._remove(place)
+
+    async def _let_go(self, place: Place) -> None:
+        """Routes first, then the queue, then the replicas: each step waits for the one before."""
+        version = self._watch.catalog.version(*place) or self._known.get(place)
+        if version is not None:
+            await self._states.say(version, UNLOADING)
+        await self._drained(place)
+        await self._remove(place)
+        if version is not None:
+            await self._states.say(version, UNAVAILABLE, UNLOADED, best_effort=True)
+        self._known.pop(place, None)
+        log.info("version unloaded", model=f"{place[0]}/{place[1]}")
+
+    async def _drained(self, place: Place) -> None:
+        """Until no gateway can send, nothing is queued and nothing runs; not for ever, since gateways may hang, but as
+        long as the broker is away."""
+        heard = 0.0
+        while heard < 2 * self._settings.drain_timeout_s:
+            if await self._quiet(place):
+                return
+            await asyncio.sleep(STEP_S)
+            heard += STEP_S * self._lookout.hearing(time.monotonic_ns())
+        log.warning("unloaded with work left", model=f"{place[0]}/{place[1]}")
+
+    async def _quiet(self, place: Place) -> bool:
+        now = time.monotonic_ns()
+        fleet = self._lookout.fleet
+        if not self._lookout.hearing(now) or any(place in listed(gateway) for gateway in fleet.gateways(now)):
+            return False
+        if any(beat.in_flight for beat in fleet.of(*place, now)):
+            return False
+        return await self._lookout.waiting(*place) == 0
+
+    async def _remove(self, place: Place) -> None:
+        await self._serving.delete(place)
+        await self._until(lambda applications: place not in applications, self._settings.drain_timeout_s * 2)
+        await self._lookout.delete_queues(*place)
+
+    async def _until(self, so: Callable[[dict[Place, Application]], bool], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if so(await self._serving.applications()):
+                return
+            await asyncio.sleep(SERVE_LOOK_S)
