@@ -124,7 +124,7 @@ class Link:
 
     async def _watch(self, connection: AbstractConnection, lost: asyncio.Event) -> None:
         self.heard()
-        while not lost.is_set():
+        while not lost.is_set() and not self._closing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await lost.wait()

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
         repr=False,
         description="broker: amqp://user:password@host:port/vhost, or amqps://; empty: all in one process",
     )
+    max_message_bytes: Annotated[int, Ge(64 * 1024)] = Field(
+        default=16 * MIB, description="one batch at the broker: no more than its max_message_size (RabbitMQ 4: 16 MiB)"
+    )
     control_port: Port = Field(default=8082, description="HTTP port of the control plane where it runs by itself")
     snapshot_max_age_s: Seconds = Field(
         default=86_400.0, description="a gateway starts from its last known routes and keys while they are no older"

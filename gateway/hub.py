@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aiormq.abc import AbstractChannel as Below
+from aiormq.exceptions import AMQPChannelError
 
 from core import beats
 from core.beats import GatewayBeat
@@ -57,6 +58,9 @@ class Hub:
         self._changed = changed
         self._settings = settings
         self._listeners: list[Callable[[], None]] = []
+        self._refused = False
+        """Whether the broker closed a channel, and the connection is being closed for it."""
+        self._cutting: asyncio.Future[None] | None = None
         self._told: object = None
         """What listeners know of."""
 
@@ -117,20 +121,25 @@ class Hub:
     def _cut_with(self, connection: AbstractConnection, *channels: Below) -> None:
         """A channel that is closed, or a consumer that is cancelled, by the broker takes the connection with it."""
 
-        def cut(*_: object) -> None:
-            self._closing = asyncio.ensure_future(connection.close())
+        def cut(reason: object) -> None:
+            if isinstance(reason, asyncio.Future):
+                reason = None if reason.cancelled() else reason.exception()
+                self._refused = isinstance(reason, AMQPChannelError)
+            log.warning("channel closed", instance=self.line.instance, reason=repr(reason)[:200])
+            self._cutting = asyncio.ensure_future(connection.close())
 
         for channel in channels:
             channel.closing.add_done_callback(cut)
             channel.on_consumer_cancel_callbacks.add(cut)
 
     def _lost(self) -> None:
-        had_wire = self.line.wire is not None
+        had_wire, refused = self.line.wire is not None, self._refused
         self.line.let_go()
+        self._refused = False
         if had_wire:
             now = time.monotonic_ns()
             for transport in self.transports:
-                transport.lost(now)
+                transport.lost(now, refused)
 
     # --- beats and events -----------------------------------------------------------------------------------------
 

@@ -33,19 +33,18 @@ from core.topology import FINAL, MEMBER, cancel_key, infer_queue
 from gateway.transports import amqp_flight as flights
 from gateway.transports.amqp_flight import Flight, Patience, RetryBudget
 from gateway.transports.amqp_line import Line
+from gateway.transports.amqp_parts import Join, cut, fits
 from gateway.transports.amqp_wire import CONFIRMED, UNROUTABLE
 from gateway.transports.base import Done, Sample
 from gateway.transports.conformity import Conformity
 from repository.records import Version
-from workers.messages import Batch, Cancel, Failure, Reply, Timing, decode, encode, failure_of
+from workers.messages import Batch, Cancel, Failure, Reply, Timing, decode, encode, failure_of, frame_length
 
 log = structlog.get_logger(__name__)
 
 MILLISECOND = 1_000_000
 GATHER_S = 0.01
 """Cancellations wait this long for others, to go as one message."""
-MAX_MESSAGE = 128 << 20
-"""Bytes that the broker takes as one message, unless it is told otherwise."""
 BATCHES_PER_REPLICA = 2
 """In flight, over all gateways: one that runs, one that waits for it."""
 
@@ -54,7 +53,6 @@ _AWAY = failure_of(Unavailable("the workers take no requests at the moment"))
 _EXPIRED = failure_of(DeadlineExceeded("the deadline passed before an answer"))
 _FULL = failure_of(QueueFull("the model's queue is full"))
 _UNSERVED = failure_of(NotReady("the model version is not being served"))
-_TOO_LARGE = failure_of(TooLarge("the batch is too large for one message"))
 _VERDICTS = {flights.EXPIRED: _EXPIRED, flights.LOST: _LOST, flights.BLOCKED: _AWAY}
 
 
@@ -70,6 +68,9 @@ class Amqp:
         self._fleet = fleet
         self._drain = settings.drain_timeout_s
         self._longest = settings.max_deadline_ms * MILLISECOND
+        self._max_message = settings.max_message_bytes
+        what = f"a request to this server brings at most {self._max_message} bytes of tensors"
+        self._too_large = failure_of(TooLarge(what))
         self._queue = infer_queue(version.model, version.version)
         self._conformity = Conformity(version)
         self._share = 0
@@ -105,10 +106,18 @@ class Amqp:
         return NotReady(f"no worker of {self.version.key} is ready", retry_after=1.0)
 
     def send(self, batch: Batch, done: Done) -> None:
+        if fits(batch, self._max_message):
+            self._send(batch, done, 0)
+            return
+        join = Join(batch, done)
+        for first, part in cut(batch, self._max_message):
+            self._send(part, join.part(first), first)
+
+    def _send(self, batch: Batch, done: Done, first: int) -> None:
         now = time.monotonic_ns()
         latest = max(member.deadline or now + self._longest for member in batch.members)
         number = self._line.enlist(lambda number: partial(self._received, number))
-        flight = self._flights[number] = Flight(batch, done, number, now, latest)
+        flight = self._flights[number] = Flight(batch, done, number, first, now, latest)
         self._idle.clear()
         if self._closing:
             self._loop.call_soon(self._fail, flight, _LOST)
@@ -118,11 +127,10 @@ class Amqp:
 
     def cancel(self, cancel: Cancel) -> None:
         for number, flight in self._flights.items():
-            if flight.batch.id == cancel.id:
+            if flight.batch.id == cancel.id and (members := flight.own(cancel.members)):
                 if not self._gone:
                     self._loop.call_later(GATHER_S, self._tell_gone)
-                self._gone.append((self._line.instance, number, cancel.members))
-                return
+                self._gone.append((self._line.instance, number, members))
 
     async def close(self) -> None:
         self._closing = True
@@ -159,10 +167,12 @@ class Amqp:
             if flight.waiting:
                 self._post(flight, now)
 
-    def lost(self, now: int) -> None:
-        """The wire is gone, and with it the replies to all that went over it."""
+    def lost(self, now: int, refused: bool) -> None:
+        """The wire is gone, and with it the replies to all that went over it. `refused`: by the broker, for something
+        that it was sent: none of what it had not confirmed is sent again."""
         for flight in list(self._flights.values()):
-            if not flight.waiting and not self._repeat(flight, now):
+            blamed = refused and not flight.confirmed
+            if not flight.waiting and (blamed or not self._repeat(flight, now)):
                 self._fail(flight, _LOST)
 
     def _follow(self, flight: Flight, advice: str, now: int) -> None:
@@ -193,10 +203,9 @@ class Amqp:
         if ttl <= 0:
             self._loop.call_soon(self._fail, flight, _EXPIRED)
             return
-        try:
-            frame = encode(Batch(flight.number, batch.batched, batch.members, batch.inputs, batch.parameters))
-        except ValueError:
-            self._loop.call_soon(self._fail, flight, _TOO_LARGE)
+        frame = encode(Batch(flight.number, batch.batched, batch.members, batch.inputs, batch.parameters))
+        if frame_length(frame[0]) > self._max_message:
+            self._loop.call_soon(self._fail, flight, self._too_large)
             return
         flight.put(now)
         wire.post(self._queue, flight.number, ttl, frame, partial(self._settled, flight))

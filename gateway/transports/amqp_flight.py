@@ -33,13 +33,15 @@ KEEP, POST, AGAIN, EXPIRED, LOST, BLOCKED = "keep", "post", "again", "expired", 
 
 
 class Flight:
-    """`number` is its id at the broker; `latest` the last deadline aboard. Times in monotonic nanoseconds."""
+    """`number` is its id at the broker, `first` the index of its first member in the batch that it is a part of,
+    `latest` the last deadline aboard. Times in monotonic nanoseconds."""
 
     __slots__ = (
         "again",
         "batch",
         "confirmed",
         "done",
+        "first",
         "heard",
         "latest",
         "missing",
@@ -53,10 +55,11 @@ class Flight:
         "waiting",
     )
 
-    def __init__(self, batch: Batch, done: Done, number: int, now: int, latest: int) -> None:
+    def __init__(self, batch: Batch, done: Done, number: int, first: int, now: int, latest: int) -> None:
         self.batch = batch
         self.done = done
         self.number = number
+        self.first = first
         self.latest = latest
         self.sent = self.posted = self.heard = now
         self.waiting = True
@@ -74,6 +77,10 @@ class Flight:
     def __repr__(self) -> str:
         state = "over" if self.over else "waiting" if self.waiting else "confirmed" if self.confirmed else "posted"
         return f"<Flight {self.number} of {len(self.batch.members)} members, {self.missing} missing, {state}>"
+
+    def own(self, members: Sequence[int]) -> list[int]:
+        """Those of the whole batch's members that are aboard, by their index here."""
+        return [at - self.first for at in members if 0 <= at - self.first < len(self.batch.members)]
 
     def put(self, now: int) -> None:
         """It is being published."""

@@ -34,7 +34,8 @@ class Line:
         self.events: AbstractExchange | None = None
         self.beats: AbstractExchange | None = None
         self._link = link
-        self._takers: dict[int, Taker] = {}
+        self._takers: dict[str, Taker] = {}
+        """By correlation id."""
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
@@ -69,19 +70,18 @@ class Line:
     def enlist(self, taker: Callable[[int], Taker]) -> int:
         """A new number; the replies that carry it go to `taker(number)`."""
         number = next(self._numbers)
-        self._takers[number] = taker(number)
+        self._takers[str(number)] = taker(number)
         return number
 
     def dismiss(self, number: int) -> None:
         """Replies to it are late from now on."""
-        self._takers.pop(number, None)
+        self._takers.pop(str(number), None)
 
     def received(self, message: DeliveredMessage) -> None:
         """A reply, in whatever state. One that is late, or doubled, or nobody's, is dropped."""
-        with suppress(ValueError):
-            taker = self._takers.get(int(message.header.properties.correlation_id or 0))
-            if taker is not None:
-                taker(message)
+        taker = self._takers.get(message.header.properties.correlation_id or "")
+        if taker is not None:
+            taker(message)
 
     # --- what may be lost -----------------------------------------------------------------------------------------
 

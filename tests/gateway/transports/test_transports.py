@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from core.settings import Settings
+from core.topology import new_instance
 from gateway.transports.base import Sample, Transport
 from gateway.transports.connect import transport_for
 from gateway.transports.fake import Fake
+from tests.gateway.transports import replicas
 from tests.workers.samples import array_of, batch_of, doubler, failure_in, python_file, rows, version
 from workers.child import Child
+from workers.consumer import Consumer
 from workers.messages import Batch, Cancel, Failure, Output, Reply
 from workers.prepare import prepare
 from workers.worker import Worker
@@ -30,7 +34,7 @@ class Model:
             raise ValueError("unlucky")
         return {"y": x * 2}
 """
-KINDS = ["inproc", "process", "fake"]
+KINDS = ["inproc", "process", "amqp", "fake"]
 
 
 def doubled(batch: Batch) -> list[list[Output] | Failure]:
@@ -46,7 +50,7 @@ def doubled(batch: Batch) -> list[list[Output] | Failure]:
     return results
 
 
-async def opened(kind: str, folder: Path, closers: list[object]) -> Transport:
+async def opened(kind: str, folder: Path, request: pytest.FixtureRequest, stack: AsyncExitStack) -> Transport:
     settings = Settings(compute_threads=1)
     if kind == "fake":
         return Fake(samples=[Sample(1, 0.001)], compute=doubled)
@@ -55,27 +59,38 @@ async def opened(kind: str, folder: Path, closers: list[object]) -> Transport:
     if kind == "process":
         child = Child(made, path, None, settings, lambda *_: None)
         await child.start()
-        closers.append(child)
+        stack.push_async_callback(child.close)
         transport = transport_for(child, settings)
-        async with asyncio.timeout(BOUND_S):
-            while not transport.window:
-                await asyncio.sleep(0.001)
+        await replicas.until(lambda: transport.window)
         return transport
     ready = await asyncio.to_thread(prepare, made, path, None, 1, 32, True)
     worker = Worker(ready.runner, ready.samples, asyncio.get_running_loop().call_soon_threadsafe)
     worker.start()
-    closers.append(worker)
+    stack.push_async_callback(worker.close)
+    if kind == "amqp":
+        url = request.getfixturevalue("amqp_url")
+        await stack.enter_async_context(consuming(url, worker))
+        return await replicas.opened(await stack.enter_async_context(replicas.hub_at(url)), made)
     return transport_for(worker, settings)
+
+
+@asynccontextmanager
+async def consuming(url: str, worker: Worker) -> AsyncIterator[None]:
+    """A replica at the broker."""
+    consumer = Consumer(url, new_instance("replica"), worker.version)
+    consumer.serve(worker)
+    running = asyncio.create_task(consumer.run())
+    yield
+    await consumer.drain(BOUND_S)
+    await running
 
 
 @pytest.fixture(params=KINDS)
 async def transport(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Transport]:
-    closers: list[Worker | Child] = []
-    transport = await opened(request.param, tmp_path, closers)  # type: ignore[arg-type]
-    yield transport
-    await transport.close()
-    for closer in closers:
-        await closer.close()
+    async with AsyncExitStack() as stack:
+        transport = await opened(request.param, tmp_path, request, stack)
+        yield transport
+        await transport.close()
 
 
 def send(transport: Transport, batch: Batch) -> asyncio.Future[Reply]:
