@@ -80,6 +80,11 @@ class Routes:
             self._shut = keys
             self._rebuild()
 
+    @property
+    def pending(self) -> int:
+        """Requests accepted and not answered."""
+        return sum(route.batcher.pending for route in (*self._open.values(), *self._leaving.values()))
+
     def shares(self, now: int) -> list[Share]:
         """What each version has to do here that this gateway may still send a batch of. `now`: monotonic ns."""
         return [route.batcher.share(now) for route in (*self._open.values(), *self._leaving.values())]

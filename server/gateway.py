@@ -22,9 +22,18 @@ def gateway(processes: Processes = 1) -> None:
         chosen = settings.load()
         logs.configure(chosen)
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read at import; our children are other programs
-        from server.siblings import run
-
-        uvloop.run(run(chosen, processes))
+        uvloop.run(_run(chosen, processes))
     except PenstockError as error:
         typer.echo(f"penstock: {error.message}", err=True)
         raise typer.Exit(1) from None
+
+
+async def _run(chosen: settings.Settings, processes: int) -> None:
+    if processes == 1:
+        from server.gateway_process import serve_alone
+
+        await serve_alone(chosen)
+    else:
+        from server.siblings import run
+
+        await run(chosen, processes)

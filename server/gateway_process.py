@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable
 
 import structlog
+import typer
 import uvloop
-from gateway.hub import Hub
-from repository.opening import open_repository
 
 import core.settings
 import gateway.rest
@@ -34,10 +33,12 @@ from gateway.dataplane import DataPlane
 from gateway.following import Following
 from gateway.health import Health
 from gateway.http import Plant
+from gateway.hub import Hub
 from gateway.routes import Routes
 from gateway.snapshot import Snapshot
 from repository.catalog import Catalog
 from repository.commands import Commands
+from repository.opening import open_repository
 from repository.watch import Watch
 from server import docs, outlets
 from server.composition import Composition, authority
@@ -49,6 +50,8 @@ FIRST_LOOK_S = 2.0
 LOOK_S = 0.25
 PATIENCE_S = 10.0
 """A model whose replicas are not heard keeps a starting gateway from being ready for no longer than this."""
+LAST_WORDS_S = 1.0
+"""For those who had just connected when nothing more was accepted."""
 SUMMARY = "V2 inference protocol under /v2"
 
 
@@ -66,6 +69,7 @@ class Gateway(Composition):
         self.instance = new_instance("gateway")
         self._listener = listener
         self._draining = False
+        self._refusing = False
 
     async def _start(self) -> None:
         settings = self.settings
@@ -94,31 +98,50 @@ class Gateway(Composition):
         self._stack.push_async_callback(self.routes.close)
         self.plane = DataPlane(self.verifier, self.routes, settings)
         self.plant = Plant(self.plane, settings, lambda method, path: False)
+        self._background(self._attend())
+        if shared:
+            await self._until_settled()
         self.rpc = await grpc_server.serve(
             self.plane, self.routes, self.watch, self.commands, self.health, self.verifier, settings, shared
         )
         self._stack.push_async_callback(self.rpc.stop, settings.drain_timeout_s)
-        await self._serve(http_server(self._app(), self.plant, settings), [listener])
+        self.http = http_server(self._app(), self.plant, settings)
+        await self._serve(self.http, [listener])
         self._background(self.plant.reap())
-        self._background(self._attend())
         self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
         self.grpc = authority(settings.host, self.rpc.port)
 
-    async def drain(self) -> None:
-        """Not ready; every answer says that its connection ends; until all have heard it or been idle for long.
+    async def drain(self, alone: bool) -> None:
+        """Not ready; from now on every answer is its connection's last.
 
-        New connections are answered all this time: nobody may be left in the socket's backlog.
+        `alone`: others of this host go on with the same socket and port, so nothing new is taken from here on. Else
+        whoever comes is served for the time that an idle connection is kept, so that balancers see the readiness go
+        and nobody is left in the backlog; then refused, while what was accepted is finished.
         """
         self._draining = True
         self.health.set(False)
         self.plant.drain()
-        deadline = time.monotonic() + self.settings.keep_alive_s
-        while self.plant.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - they end by themselves
-            await asyncio.sleep(0.05)
+        if alone:
+            self.http.stop_accepting()
+            await asyncio.gather(self.rpc.stop(self.settings.drain_timeout_s), self._until_left())
+            return
+        await self._until_left()
+        self._refusing = True
+        self.following.beats()
+        await self._until_answered()
+        self.http.stop_accepting()
+        await self._until_left(LAST_WORDS_S)
 
-    async def stop(self) -> None:
-        await self.drain()
-        await super().stop()
+    async def _until_left(self, patience_s: float | None = None) -> None:
+        """Until every client has had its last answer; idle ones leave in `keep_alive_s` at the latest."""
+        deadline = time.monotonic() + (self.settings.keep_alive_s if patience_s is None else patience_s)
+        while self.plant.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - they end by themselves
+            await asyncio.sleep(LOOK_S / 5)
+
+    async def _until_answered(self) -> None:
+        deadline = time.monotonic() + self.settings.drain_timeout_s
+        while self.routes.pending and time.monotonic() < deadline:  # noqa: ASYNC110 - they end by themselves
+            await asyncio.sleep(LOOK_S / 25)
 
     # --- routes and readiness
 
@@ -138,6 +161,8 @@ class Gateway(Composition):
         self.following.changed(catalog)
 
     def _serves(self, model: str, version: int) -> bool:
+        if self._refusing:
+            return False
         return self.hub.link.usable and bool(self.hub.fleet.ready(model, version, time.monotonic_ns()))
 
     def _beat(self) -> GatewayBeat:
@@ -152,6 +177,14 @@ class Gateway(Composition):
             ready=self.health.ready,
             open=self.routes.shares(now),
         )
+
+    async def _until_settled(self) -> None:
+        """Take no connection that another process of this host could serve better; not for ever."""
+        settled = asyncio.Event()
+        self.health.listen(lambda ready: settled.set())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await settled.wait()
 
     async def _attend(self) -> None:
         """Keep doors, readiness and the snapshot as they should be."""
@@ -188,23 +221,32 @@ def _folder(settings: Settings) -> None:
 # --- as a process of several -------------------------------------------------------------------------------------
 
 
-async def serve(process: Gateway, stop: asyncio.Event, started: Callable[[], object]) -> None:
-    """Start, say so, and serve until `stop` is set. Raises PenstockError where it cannot start."""
-    await process.start()
-    try:
-        gc.freeze()
-        started()
-        await stop.wait()
-    finally:
-        await process.stop()
+async def serve_alone(settings: Settings) -> None:
+    """The only gateway process here, until SIGINT or SIGTERM. Raises PenstockError where it cannot start."""
+    stop, gateway = stop_signal(), Gateway(settings)
+    await gateway.start()
+    typer.echo(f"Penstock's gateway is ready.\n  REST     {gateway.url}\n  gRPC     {gateway.grpc}")
+    await _serve(gateway, stop, lambda: False)
 
 
 async def _one_of_several(settings: Settings, http_fd: int, lifeline_fd: int) -> None:
-    """Serve on the inherited socket until a signal, or until the process that started this one is gone."""
-    stop = stop_signal()
+    """Serve on the inherited socket until a signal; or, like all its siblings, when the lifeline is closed."""
+    stop, everybody = stop_signal(), asyncio.Event()
     lifeline = socket.socket(fileno=lifeline_fd)
-    follow(lifeline, stop)
-    await serve(Gateway(settings, socket.socket(fileno=http_fd)), stop, lambda: lifeline.send(b"."))
+    follow(lifeline, everybody, stop)
+    gateway = Gateway(settings, socket.socket(fileno=http_fd))
+    await gateway.start()
+    lifeline.send(b".")
+    await _serve(gateway, stop, lambda: not everybody.is_set())
+
+
+async def _serve(gateway: Gateway, stop: asyncio.Event, alone: Callable[[], bool]) -> None:
+    try:
+        gc.freeze()
+        await stop.wait()
+        await gateway.drain(alone())
+    finally:
+        await gateway.stop()
 
 
 def main(http_fd: int, lifeline_fd: int) -> int:

@@ -33,6 +33,11 @@ def bind(host: str, port: int) -> socket.socket:
 class HttpServer(uvicorn.Server):
     """uvicorn, stopped by `should_exit` alone: signals belong to the command that runs it."""
 
+    def stop_accepting(self) -> None:
+        """Leave new connections to others who listen on the same socket; those that are open go on."""
+        for server in self.servers:
+            server.close()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield

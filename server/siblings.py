@@ -4,8 +4,9 @@ HTTP: every process accepts from the one listening socket, so what waits in its 
 gRPC: its Python library takes no socket, so each process listens on the port by SO_REUSEPORT; a bound socket that
 does not listen holds the port for them.
 
-Each process has one end of a socket pair: it sends a byte when it serves, and drains when the pair is closed, which
-it is when this process dies, however it dies.
+Each process has one end of a socket pair: it sends a byte when it serves. When it is told to stop by a signal it
+leaves the socket to the others at once. When the pair is closed, as it is when this process stops or dies, all stop,
+and it serves whoever comes for a while yet.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 
 import structlog
 import typer
@@ -46,6 +48,7 @@ class Siblings:
         self._count = count
         self._stopping = asyncio.Event()
         self._living: dict[int, asyncio.subprocess.Process] = {}
+        self._lifelines: set[socket.socket] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._sockets = contextlib.ExitStack()
 
@@ -72,8 +75,8 @@ class Siblings:
     async def stop(self) -> None:
         """Let all drain; kill who does not end in the time that a drain may take; give the ports back."""
         self._stopping.set()
-        for process in self._living.values():
-            _tell(process, signal.SIGTERM)
+        for lifeline in self._lifelines:
+            lifeline.shutdown(socket.SHUT_WR)
         settings = self._settings
         patience = settings.keep_alive_s + 2 * settings.drain_timeout_s + SLACK_S
         if self._keepers:
@@ -106,25 +109,33 @@ class Siblings:
         shared = self._listener.fileno()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with ours:
+        with ours, self._followed(ours):
             with theirs:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "server.gateway_process", str(shared), str(theirs.fileno())),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(shared, theirs.fileno()),
                     env=self._environment,
+                    start_new_session=True,
                 )
             ending = asyncio.create_task(process.wait())
             served = await _serves(ours, ending)
             if served:
                 self._living[slot] = process
-                if self._stopping.is_set():
-                    _tell(process, signal.SIGTERM)
             code = await ending
             self._living.pop(slot, None)
         if not self._stopping.is_set():
             log.warning("gateway process ended", pid=process.pid, code=code)
         return served
+
+    @contextlib.contextmanager
+    def _followed(self, lifeline: socket.socket) -> Iterator[None]:
+        """Closed for writing when all are to stop: the process drains, knowing that it is not alone in that."""
+        self._lifelines.add(lifeline)
+        try:
+            yield
+        finally:
+            self._lifelines.discard(lifeline)
 
     async def _rest(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

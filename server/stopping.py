@@ -23,13 +23,14 @@ def stop_signal() -> asyncio.Event:
     return stop
 
 
-def follow(lifeline: socket.socket, stop: asyncio.Event) -> None:
-    """Set `stop` when the other end is closed. Nothing is ever sent here, so readable means closed."""
+def follow(lifeline: socket.socket, *stops: asyncio.Event) -> None:
+    """Set `stops` when the other end is closed. Nothing is ever sent here, so readable means closed."""
     loop = asyncio.get_running_loop()
     lifeline.setblocking(False)
 
     def gone() -> None:
         loop.remove_reader(lifeline)
-        stop.set()
+        for stop in stops:
+            stop.set()
 
     loop.add_reader(lifeline, gone)

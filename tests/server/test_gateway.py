@@ -1,0 +1,286 @@
+"""`penstock gateway`: several processes on one socket, in front of a real broker and a real repository."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from core.identity import PREDICT
+from core.settings import Settings
+from repository.commands import Commands
+from repository.opening import open_repository
+from repository.records import READY, UNLOADING, VersionState
+from repository.store import Store
+from repository.watch import Watch
+from tests.gateway.transports.replicas import Replica, replica_at, until
+from tests.running import COMMAND, clean_environment
+from tests.workers.samples import FOUR, version
+
+STARTED_S = 60.0
+CALLERS = 6
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.0, 2.0, 3.0, 4.0]}]}
+SERVED = version(outputs=[FOUR], model="echo")
+
+
+class Process:
+    """A running `penstock gateway`. `url` once it has said so."""
+
+    def __init__(self, log: Path, *words: str, **settings: str) -> None:
+        self.log = log
+        environment = clean_environment() | {f"PENSTOCK_{name.upper()}": value for name, value in settings.items()}
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [COMMAND, "gateway", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+            )
+        self._of = psutil.Process(self.process.pid)
+
+    @property
+    def url(self) -> str:
+        said = re.search(r"REST +(http://\S+)", self.log.read_text())
+        assert said is not None, self.log.read_text()
+        return said[1]
+
+    @property
+    def children(self) -> list[psutil.Process]:
+        return [child for child in self._of.children() if child.status() != psutil.STATUS_ZOMBIE]
+
+    async def started(self) -> None:
+        await until(lambda: "is ready" in self.log.read_text() or self.process.poll() is not None, STARTED_S)
+        assert self.process.poll() is None, self.log.read_text()
+
+    async def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return await asyncio.to_thread(self.process.wait, 60)
+
+
+class Site:
+    """A repository with one READY version and a key, and a replica that answers."""
+
+    def __init__(self, settings: dict[str, str], store: Store, secret: str, replica: Replica, folder: Path) -> None:
+        self.settings = settings
+        self.store = store
+        self.headers = {"Authorization": f"Bearer {secret}"}
+        self.replica = replica
+        self.folder = folder
+        self._number = 0
+
+    @contextlib.asynccontextmanager
+    async def gateway(self, *words: str, **more: str) -> AsyncIterator[Process]:
+        """One that has started. It must stop cleanly."""
+        self._number += 1
+        process = Process(self.folder / f"gateway-{self._number}.log", *words, **(self.settings | more))
+        try:
+            await process.started()
+            yield process
+            if process.process.poll() is None:
+                assert await process.stop() == 0, process.log.read_text()
+        finally:
+            if process.process.poll() is None:
+                process.process.kill()
+                process.process.wait()
+
+    async def say(self, state: str) -> None:
+        known = await self.store.get(VersionState, "echo/1")
+        assert known is not None
+        await self.store.replace(VersionState(model="echo", version=1, state=state, revision=known.revision))
+
+
+@pytest.fixture
+async def site(amqp_url: str, mongo_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+    settings = {
+        "amqp_url": amqp_url,
+        "mongo_url": mongo_url,
+        "mongo_database": urlsplit(mongo_url).path.strip("/"),
+        "home": str(tmp_path / "home"),
+        "http_port": "0",
+        "grpc_port": "0",
+        "keep_alive_s": "2",
+    }
+    chosen = Settings(**settings)  # type: ignore[arg-type]  # as the environment gives them
+    store, artifacts = await open_repository(chosen)
+    commands = Commands(store, artifacts, chosen, Watch(store, 1.0))
+    await store.insert(SERVED)
+    await store.insert(VersionState(model="echo", version=1, state=READY))
+    key = await commands.create_key("client", role=PREDICT, owner="tests")
+    async with replica_at(amqp_url, SERVED) as replica:
+        yield Site(settings, store, key.secret, replica, tmp_path)
+    await store.close()
+
+
+async def answers(client: httpx.AsyncClient, url: str) -> int:
+    return (await client.post(f"{url}/v2/models/echo/infer", json=BODY)).status_code
+
+
+async def ready(client: httpx.AsyncClient, url: str) -> None:
+    async with asyncio.timeout(STARTED_S):
+        while (await client.get(f"{url}/v2/health/ready")).status_code != 200:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_request_goes_through_the_broker_and_back(site: Site) -> None:
+    """With a key of the repository; without one it is refused."""
+    async with site.gateway() as process, httpx.AsyncClient(headers=site.headers) as client:
+        await ready(client, process.url)
+        answer = await client.post(f"{process.url}/v2/models/echo/infer", json=BODY)
+        assert answer.json()["outputs"][0]["data"] == [1.0, 2.0, 3.0, 4.0]
+        assert (await client.get(f"{process.url}/v2/models/other")).status_code == 404
+        assert (
+            await client.post(f"{process.url}/v2/models/echo/infer", headers={"Authorization": ""})
+        ).status_code == 401
+
+
+class Load:
+    """Callers that ask again and again, each on a connection of its own; what they saw is in `seen`."""
+
+    def __init__(self, url: str, headers: dict[str, str], callers: int = CALLERS) -> None:
+        self.seen: dict[object, int] = {}
+        self._over = False
+        self._tasks = [asyncio.create_task(self._ask(url, headers)) for _ in range(callers)]
+
+    async def _ask(self, url: str, headers: dict[str, str]) -> None:
+        async with httpx.AsyncClient(headers=headers, timeout=30) as client:
+            while not self._over:
+                try:
+                    outcome: object = await answers(client, url)
+                except httpx.HTTPError as error:
+                    outcome = repr(error)
+                self.seen[outcome] = self.seen.get(outcome, 0) + 1
+
+    @property
+    def answered(self) -> int:
+        return sum(self.seen.values())
+
+    async def end(self) -> dict[object, int]:
+        self._over = True
+        await asyncio.gather(*self._tasks)
+        return self.seen
+
+
+async def test_a_process_that_is_told_to_stop_loses_no_request(site: Site) -> None:
+    """Each of two in turn, under load: it drains, another takes its place, and nobody notices."""
+    async with site.gateway("--processes", "2") as process, httpx.AsyncClient() as client:
+        await ready(client, process.url)
+        load = Load(process.url, site.headers)
+        for _ in range(2):
+            await until(lambda: len(process.children) == 2, STARTED_S)
+            oldest = min(process.children, key=lambda child: child.create_time())
+            before = load.answered
+            oldest.terminate()
+            await until(lambda gone=oldest: not gone.is_running() or gone.status() == psutil.STATUS_ZOMBIE, STARTED_S)
+            await until(lambda before=before: load.answered > before + 50)
+        await until(lambda: len(process.children) == 2, STARTED_S)
+        assert set(await load.end()) == {200}
+
+
+async def test_the_whole_gateway_stops_without_a_lost_request(site: Site) -> None:
+    """Who comes while it drains is answered; later with 503, then not connected any more. A connection that still
+    stands in the socket's backlog when it is closed is reset by the kernel: at most one for each caller."""
+    async with site.gateway("--processes", "2") as process, httpx.AsyncClient() as client:
+        await ready(client, process.url)
+        load = Load(process.url, site.headers)
+        await until(lambda: load.answered > 50)
+        stopping = asyncio.create_task(process.stop())
+        await until(stopping.done, 60)
+        seen = await load.end()
+        assert stopping.result() == 0
+        assert seen[200] > 50
+        odd = {str(outcome): times for outcome, times in seen.items() if outcome not in (200, 503)}
+        assert sum(times for outcome, times in odd.items() if not outcome.startswith("ConnectError")) <= CALLERS, odd
+
+
+async def test_a_process_that_dies_is_replaced(site: Site) -> None:
+    """Killed outright: the others serve on, and it is started again."""
+    async with site.gateway("--processes", "2") as process, httpx.AsyncClient(headers=site.headers) as client:
+        await ready(client, process.url)
+        victim = process.children[0]
+        victim.kill()
+        await until(
+            lambda: len(process.children) == 2 and victim.pid not in {c.pid for c in process.children}, STARTED_S
+        )
+        assert await answers(client, process.url) == 200
+
+
+async def test_processes_do_not_outlive_who_started_them(site: Site) -> None:
+    """Killed outright, it leaves none behind."""
+    async with site.gateway("--processes", "2") as process:
+        children = process.children
+        assert len(children) == 2
+        process.process.kill()
+        process.process.wait()
+        await until(lambda: not any(child.is_running() for child in children), STARTED_S)
+
+
+async def test_a_gateway_starts_from_its_snapshot_while_the_repository_is_away(site: Site) -> None:
+    """Known keys and routes serve; nothing of it is made up: without a snapshot nobody is let in."""
+    away = {"mongo_url": "mongodb://127.0.0.1:1/"}
+    async with httpx.AsyncClient(headers=site.headers) as client:
+        async with site.gateway() as process:
+            await ready(client, process.url)
+            await until((site.folder / "home" / "snapshot").exists)
+        async with site.gateway(**away) as process:
+            await ready(client, process.url)
+            assert await answers(client, process.url) == 200
+        async with site.gateway(**away, home=str(site.folder / "other")) as process:
+            assert await answers(client, process.url) == 401
+            assert (await client.get(f"{process.url}/v2/health/ready")).status_code == 503
+
+
+async def test_routes_follow_states_and_beats(site: Site) -> None:
+    """Unloaded in the repository, or without a replica that is heard: 503 with Retry-After, and back again."""
+    async with site.gateway() as process, httpx.AsyncClient(headers=site.headers) as client:
+        await ready(client, process.url)
+
+        async def becomes(status: int) -> None:
+            async with asyncio.timeout(20):
+                while await answers(client, process.url) != status:
+                    await asyncio.sleep(0.05)
+
+        await site.say(UNLOADING)
+        await becomes(503)
+        await site.say(READY)
+        await becomes(200)
+        await site.replica.stop()
+        await becomes(503)
+        answer = await client.post(f"{process.url}/v2/models/echo/infer", json=BODY)
+        assert answer.headers["retry-after"]
+        await site.replica.start()
+        await becomes(200)
+
+
+@pytest.fixture
+def occupied() -> Iterator[str]:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield str(taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("port", ["http_port", "grpc_port"])
+def test_an_occupied_port_ends_it_in_one_sentence(occupied: str, port: str, tmp_path: Path) -> None:
+    refused(tmp_path, f":{occupied}: address already in use", amqp_url="amqp://127.0.0.1:1/", **{port: occupied})
+
+
+def test_without_a_broker_it_says_what_to_set(tmp_path: Path) -> None:
+    refused(tmp_path, "PENSTOCK_AMQP_URL")
+
+
+def refused(folder: Path, why: str, **settings: str) -> None:
+    """Exit 1, and one line that says why."""
+    ours = {"home": str(folder), "http_port": "0", "grpc_port": "0"} | settings
+    environment = clean_environment() | {f"PENSTOCK_{name.upper()}": value for name, value in ours.items()}
+    done = subprocess.run([COMMAND, "gateway"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert why in done.stderr.lower() or why in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
