@@ -1,12 +1,17 @@
 # make up     install and start the server; TORCH=cpu leaves CUDA out
+# make up-distributed   the same in its production shape: RabbitMQ, MongoDB, Ray, control plane, two gateways
 # make test   everything the tests promise, with coverage
 # make check  format, lint, types
 # make bench  measure against the echo; ARGS="--quick --only rest-json" narrows it
-.PHONY: up test check bench requirements
+.PHONY: up up-distributed test check bench requirements
 
 up:
 	@sh requirements/install workers
 	@exec .venv/bin/penstock up
+
+up-distributed:
+	@sh requirements/install workers
+	@exec .venv/bin/penstock up --distributed
 
 test:
 	@sh requirements/install dev
