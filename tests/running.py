@@ -77,7 +77,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], home: Path, log: Path) -
     told = home / "client.toml"
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the server ended with {process.returncode}"
-        if told.exists() and _answers(tomllib.loads(told.read_text()).get("url", "")):
+        if told.exists() and answers(tomllib.loads(told.read_text()).get("url", "")):
             client = tomllib.loads(told.read_text())
             return RunningServer(
                 client["url"], client["grpc"], client["control"], client["api_key"], home, log, process.pid
@@ -86,7 +86,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], home: Path, log: Path) -
     raise AssertionError(f"the server was not ready within {READY_WITHIN_S} s")
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a server says there that it is ready."""
     try:
         with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5) as answer:
             return bool(answer.status == 200)

@@ -6,7 +6,7 @@ import gc
 import inspect
 import json
 import queue
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,14 @@ class Judge:
             await closed
         if self.module is tritonclient.http.aio:
             gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects() -> Iterator[None]:
+    """What stands before the tests need not be looked at by each of their collections."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(params=list(MODULES))

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import penstock
 import pytest
 from penstock.errors import ServerFailed
@@ -25,7 +24,7 @@ from penstock.errors import ServerFailed
 from tests.e2e.artifacts import PYTHON, SIGNATURES
 from tests.gateway.wire import Wire, post
 from tests.graphs import identity
-from tests.running import COMMAND, RunningServer, clean_environment
+from tests.running import COMMAND, RunningServer, answers, clean_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,8 +56,8 @@ class Process:
         return self
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError, KeyError, httpx.HTTPError, tomllib.TOMLDecodeError):
-            return httpx.get(f"{self.client['url']}/v2/health/ready").status_code == 200
+        with contextlib.suppress(OSError, KeyError, tomllib.TOMLDecodeError):
+            return answers(self.client["url"])
         return False
 
     def signal(self, number: int) -> None:
@@ -99,7 +98,7 @@ def until(found: Callable[[], Any], within: float) -> Any:
     end = time.monotonic() + within
     while not (answer := found()):
         assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return answer
 
 
@@ -178,7 +177,7 @@ def test_a_second_server_on_one_home(start: Start, running_server: RunningServer
     assert (code, err.count("\n")) == (1, 1), err
     assert "another server" in err
     assert (running_server.home / "client.toml").read_text() == told
-    assert httpx.get(f"{running_server.url}/v2/health/ready").status_code == 200
+    assert answers(running_server.url)
 
 
 @pytest.mark.parametrize(
