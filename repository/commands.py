@@ -98,7 +98,7 @@ class Commands:
         except BaseException:
             await self._drop(digest, example)
             raise
-        await self._watch.refresh()
+        await self._watch.wrote()
         log.info(
             "pushed", model=model, version=version.version, format=version.format, digest=digest, by=principal.name
         )
@@ -170,7 +170,7 @@ class Commands:
             return replace(now, signature=whole, max_batch=rows, warmup=warmup_sizes(rows, now.warmup))
 
         whole = await self._changes.change(version, complete)
-        await self._watch.refresh()
+        await self._watch.wrote()
         return whole
 
     async def _put_example(self, manifest: Manifest) -> str:
@@ -227,7 +227,7 @@ class Commands:
             with suppress(Conflict):
                 await self._store.delete(written)
             raise
-        await self._watch.refresh()
+        await self._watch.wrote()
         return written
 
     async def _ready_first(self, target: Version) -> None:
@@ -241,14 +241,14 @@ class Commands:
         if there is None:
             raise NotFound(f"model {model[:128]!r} has no alias {alias[:128]!r}")
         await self._store.delete(there)
-        await self._watch.refresh()
+        await self._watch.wrote()
 
     async def set_tags(self, model: str, version: int | str, tags: dict[str, str]) -> Version:
         """Replace the tags of a version."""
         check_tags(tags)
         found = await self._changes.find(model, version)
         changed = await self._changes.change(found, lambda now: replace(now, tags=tags))
-        await self._watch.refresh()
+        await self._watch.wrote()
         return changed
 
     # --- deployments ----------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Commands:
         if not await self._store.find(Version, deployment.model):
             await self.delete_deployment(deployment.model)
             raise NotFound(f"unknown model {deployment.model!r}")
-        await self._watch.refresh()
+        await self._watch.wrote()
         log.info("deployment_set", model=deployment.model, replicas=written.replicas, at_most=written.max_replicas)
         return written
 
@@ -279,7 +279,7 @@ class Commands:
     async def delete_deployment(self, model: str) -> Deployment:
         """Have the versions of a model run by the defaults again; returns these. Raises NotFound."""
         gone = await self._changes.drop(Deployment, model) if NAME.match(model) else None
-        catalog = await self._watch.refresh()
+        catalog = await self._watch.wrote()
         if gone is None:
             _versions(catalog, model)
         return Deployment(model=model)
@@ -296,7 +296,7 @@ class Commands:
         catalog = await self._watch.refresh()
         targets = self._by_rule(catalog, model) if named is None else [named]
         asked = [await self._want(catalog, target) for target in targets]
-        await self._watch.refresh()
+        await self._watch.wrote()
         wait = self._settings.load_timeout_s + SLACK_S if timeout is None else timeout
         states = [await self.wait_state(model, each.version, each.attempt, wait) for each in asked]
         for state in states:
@@ -313,7 +313,7 @@ class Commands:
         for target in targets:
             if target.wanted != NEVER:
                 await self._changes.change(target, lambda now: replace(now, wanted=NEVER))
-        await self._watch.refresh()
+        await self._watch.wrote()
         due = wanted(catalog)
         return [await self._wait_gone(target, (model, target.version) in due, timeout) for target in targets][-1]
 
@@ -382,7 +382,7 @@ class Commands:
         Raises NotFound, and Conflict while an alias points at it.
         """
         await self._delete(await self._changes.find(model, version))
-        await self._watch.refresh()
+        await self._watch.wrote()
 
     async def delete_model(self, model: str) -> None:
         """Delete every version and alias; the next push still gets a new number.
@@ -395,7 +395,7 @@ class Commands:
                 await self._store.delete(alias)
         for version in versions:
             await self._delete(version)
-        await self._watch.refresh()
+        await self._watch.wrote()
 
     async def _delete(self, version: Version) -> None:
         if (refused := await self._aliased(version)) is not None:
@@ -431,7 +431,7 @@ class Commands:
                 await self._delete(version)
             except PenstockError as error:
                 log.warning("not_retired", model=model, version=version.version, error=error.message)
-        await self._watch.refresh()
+        await self._watch.wrote()
 
     async def sweep(self) -> None:
         """Clear away what crashes left: partial uploads, artifacts without a record, records without their version."""
@@ -490,7 +490,7 @@ class Commands:
             expires=0.0 if expires_in_s is None else now + expires_in_s,
         )
         key = await self._store.insert(record)
-        await self._watch.refresh()
+        await self._watch.wrote()
         return IssuedKey(key, made.secret)
 
     async def first_key(self) -> IssuedKey | None:
@@ -509,7 +509,7 @@ class Commands:
         if key is None or not covers(revoker, key.patterns):
             raise NotFound(f"unknown key {key_id[:64]!r}")
         revoked = await self._changes.revoke(key)
-        await self._watch.refresh()
+        await self._watch.wrote()
         return revoked
 
 

@@ -61,6 +61,11 @@ class Watch:
         if self.catalog.revision >= 0:
             self._tell(subscriber)
 
+    async def wrote(self) -> Catalog:
+        """This process has written: the others are told. Returns what the store says now, as `refresh` does."""
+        self.announce()
+        return await self.refresh()
+
     def poke(self) -> None:
         """This process has written: `run` looks at once, and the others are told."""
         self.look()
