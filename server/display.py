@@ -25,7 +25,8 @@ class Display:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:  # elsewhere it would add an empty line
+            self._progress.stop()
 
     def step(self, what: str, share: float = 0.0) -> None:
         if what != self._step:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import urllib.request
 import uuid
@@ -33,9 +34,10 @@ from server.servers.places import Place, Running
 from server.servers.rabbitmq import RabbitMQ
 from server.servers.ray_head import LOOPBACK, RayHead
 from server.servers.toxiproxy import Toxiproxy
-from tests.running import COMMAND, clean_environment
+from tests.running import clean_environment
 from tests.toxics import Toxics
 
+ROOT = Path(__file__).parent.parent
 LEFT_OUT = "left out: "
 RAY_CPUS = 4
 OBJECT_STORE_BYTES = 100_000_000
@@ -43,7 +45,8 @@ STOPPED_WITHIN_S = 120
 TO_THE_END = """\
 read -r _
 for home in "$1"/*; do
-    [ -d "$home" ] && PENSTOCK_HOME="$home" "$2" services down
+    [ -d "$home" ] || continue
+    PENSTOCK_HOME="$home" "$2" -c 'from server.services import services; services(["down"])' || exit 1
 done
 rm -rf "$1"
 """
@@ -254,7 +257,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     folder = config.stash[FOLDER] = Path(tempfile.mkdtemp(prefix="pstk-"))
     config.stash[GUARD] = subprocess.Popen(
-        ["sh", "-c", TO_THE_END, "sh", str(folder), str(COMMAND)],
+        ["sh", "-c", TO_THE_END, "sh", str(folder), sys.executable],
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=clean_environment(),
@@ -271,7 +275,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     guard = config.stash.get(GUARD, None)
     if guard is not None and guard.stdin is not None:
         guard.stdin.close()
-        guard.wait(STOPPED_WITHIN_S)
+        if guard.wait(STOPPED_WITHIN_S):
+            raise RuntimeError(f"the servers of this run, in {config.stash[FOLDER]}, could not be stopped")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
