@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 import uvloop
@@ -40,8 +44,20 @@ __all__ = [
 
 @pytest.fixture(scope="session")
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """One embedded server with both sample models, for every test that needs none of its own."""
-    with running(tmp_path_factory.mktemp("server") / "home") as server:
+    """One embedded server with both sample models, for every test that needs none of its own. Of the processes that
+    share a run of the tests the first one's server trains them, and the others' find them trained."""
+    home = tmp_path_factory.mktemp("server") / "home"
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    trained = run / "trained"
+    with ExitStack() as stack:
+        with (run / "training").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if trained.exists():
+                shutil.copytree(trained, home / "samples")
+            server = stack.enter_context(running(home))
+            if not trained.exists():
+                shutil.copytree(home / "samples", trained)
         yield server
 
 
