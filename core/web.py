@@ -78,7 +78,7 @@ class Guard:
         try:
             principal = self._principal(scope)
             self._check_media(scope)
-        except (Unauthenticated, UnsupportedMedia) as error:
+        except PenstockError as error:
             await _refuse(error, scope, receive, send)
             return
         if scope["type"] != "http":

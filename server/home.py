@@ -20,11 +20,11 @@ class Home:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        made(folder)
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise Unavailable(f"the folder {folder} cannot be used: {error.strerror}") from None
+            raise _unusable(folder, error) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -59,3 +59,15 @@ class Home:
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
         partial.rename(self.folder / CLIENT_TOML)
+
+
+def made(folder: Path) -> None:
+    """Make a server's folder where it is missing, mode 0700. Raises Unavailable where it cannot be."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+
+
+def _unusable(folder: Path, error: OSError) -> Unavailable:
+    return Unavailable(f"the folder {folder} cannot be used: {error.strerror}")

@@ -1,4 +1,5 @@
-"""What the reconciler hears and does at the broker: beats in, `changed` in and out, queues looked at and deleted.
+"""What the reconciler hears and does at the broker (the control plane hears in the same way): beats in, `changed` in
+and out, queues looked at and deleted.
 
 Each second it sends a message to itself: that it comes back shows that beats would be heard, so that their absence
 means something.
@@ -31,11 +32,12 @@ BROKEN = (OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError)
 
 
 class Lookout:
-    """`heard`: called after each beat; `changed`: when desired state was written elsewhere."""
+    """`heard`: called after each beat; `changed`: when desired state was written elsewhere. `kind` is shown by the
+    broker."""
 
-    def __init__(self, url: str, heard: Callable[[], None], changed: Callable[[], None]) -> None:
+    def __init__(self, url: str, heard: Callable[[], None], changed: Callable[[], None], kind: str = "workers") -> None:
         self.fleet = Fleet()
-        self.link = Link(url, new_instance("workers"), self._opened, self._lost)
+        self.link = Link(url, new_instance(kind), self._opened, self._lost)
         self._heard = heard
         self._changed = changed
         self._connection: AbstractConnection | None = None

@@ -25,6 +25,7 @@ GROUP = "penstock.commands"
 BROUGHT_BY = "penstock-server"
 SERVER_COMMANDS = {
     "up": "Start a server here, all in one process.",
+    "control": "Serve the control API by itself, over a repository that others share.",
     "config": "Print every setting of a server.",
     "workers": "Run the models of a repository as replicas on a Ray cluster.",
     "services": "Start and stop RabbitMQ, MongoDB, toxiproxy and Ray.",
