@@ -90,7 +90,8 @@ def plan(
     held = phases(catalog, actual, busy)
     want = wanted(one_process.as_held(catalog, held))
     room = loads - sum(phase == LOADING and place not in actual.short for place, phase in held.items())
-    actions: list[Action] = []
+    never_opened = {place for place, phase in held.items() if phase == LOADING} - want - busy.keys()
+    actions: list[Action] = [Unload(place) for place in sorted(never_opened)]
     for action in one_process.plan(catalog, held, failed):
         if isinstance(action, Say):
             actions.append(action)
