@@ -32,6 +32,8 @@ CODE_FORMATS = frozenset({"pt2", "python"})
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     kind: ClassVar[str]
+    counted: ClassVar[bool] = True
+    """Whether the store's `revision()` grows with each write of such a record: whether a catalog is made of it."""
     revision: int = 0
 
     @property
@@ -189,6 +191,21 @@ class ApiKey(Record, frozen=True, kw_only=True):
         return self.key_id
 
 
+class Lease(Record, frozen=True, kw_only=True):
+    """Who of several processes does a work that only one may do; it lives as long as its revision moves."""
+
+    kind: ClassVar[str] = "lease"
+    counted: ClassVar[bool] = False
+
+    name: str
+    owner: str
+    """"" = nobody."""
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
 KINDS: dict[str, type[Record]] = {
-    record.kind: record for record in (Version, VersionState, Alias, Counter, Deployment, ApiKey)
+    record.kind: record for record in (Version, VersionState, Alias, Counter, Deployment, ApiKey, Lease)
 }

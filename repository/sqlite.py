@@ -109,7 +109,7 @@ class SqliteStore:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             stored = write(record)
-            self._database.execute("UPDATE clock SET revision = revision + 1")
+            self._database.execute("UPDATE clock SET revision = revision + ?", (record.counted,))
             self._database.execute("COMMIT")
         except BaseException:
             if self._database.in_transaction:

@@ -41,7 +41,10 @@ class Store(Protocol):
         """Delete the record of that key if it still has `record.revision`. Raises Conflict otherwise."""
 
     async def revision(self) -> int:
-        """A number that grows with every write, by whichever process. Cheap: it is polled."""
+        """A number that grows with every write of a counted record, by whichever process. Cheap: it is polled.
+
+        Whoever reads it sees all the writes that it counts. A write whose process died is counted within seconds.
+        """
 
     async def close(self) -> None: ...
 

@@ -10,11 +10,13 @@ from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
+from core.errors import Conflict
 from core.identity import ADMIN, CODE, DEPLOY, Principal
 from core.settings import Settings
 from repository.artifacts import FileArtifacts
 from repository.catalog import Catalog, Place
 from repository.commands import Commands
+from repository.gridfs import MongoArtifacts
 from repository.manifest import Manifest, parse
 from repository.records import LOADING, READY, UNAVAILABLE, Signature, TensorSpec, Version, VersionState
 from repository.store import Artifacts, Store
@@ -108,12 +110,20 @@ class ScriptedHost:
         said = VersionState(
             model=version.model, version=version.version, state=state, reason=reason, attempt=version.attempt
         )
-        there = await self._store.get(VersionState, version.key)
-        if there is None:
-            await self._store.insert(said)
-        else:
-            await self._store.replace(replace(said, revision=there.revision))
+        while not await self._said(said):
+            pass
         await self._watch.refresh()
+
+    async def _said(self, said: VersionState) -> bool:
+        there = await self._store.get(VersionState, said.key)
+        try:
+            if there is None:
+                await self._store.insert(said)
+            else:
+                await self._store.replace(replace(said, revision=there.revision))
+        except Conflict:
+            return False
+        return True
 
 
 class Bench(NamedTuple):
@@ -156,8 +166,12 @@ async def bench_of(store: Store, artifacts: Artifacts, settings: Settings = SETT
         await asyncio.wait([task])
 
 
-def files_of(artifacts: Artifacts) -> set[str]:
-    """Names of every file that the embedded artifacts keep, the temporary ones too."""
-    assert isinstance(artifacts, FileArtifacts)
-    folder = artifacts._folder
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+async def files_of(artifacts: Artifacts) -> set[str]:
+    """Names of everything that is kept, whole or not: a digest where there is one."""
+    if isinstance(artifacts, FileArtifacts):
+        folder = artifacts._folder
+        return {path.name for path in folder.iterdir()} if folder.exists() else set()
+    assert isinstance(artifacts, MongoArtifacts)
+    files = {file["_id"]: file["filename"] or file["_id"] for file in await artifacts._files.find({}).to_list(None)}
+    chunks = {chunk["files_id"] for chunk in await artifacts._chunks.find({}, {"files_id": 1}).to_list(None)}
+    return {files.get(file, file) for file in {*files, *chunks}}

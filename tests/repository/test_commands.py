@@ -40,6 +40,12 @@ PYTHON = DESCRIBED.replace("onnx", "python").replace('"format"', '"entry": "Chur
 EXAMPLE = '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}'
 
 
+@pytest.fixture(params=["embedded", "motor"])
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """The commands know the store by its contract alone: one of each kind will do."""
+    return str(request.param)
+
+
 def with_settings(store: Store, artifacts: Artifacts, **settings: Any) -> Commands:
     return Commands(store, artifacts, Settings(**{"allow_code": True, **settings}), Watch(store, 0.05))
 
@@ -128,7 +134,7 @@ async def test_a_refused_push_reads_and_stores_nothing(
     with pytest.raises(error, match=said):
         await bench.commands.push(model, manifest(text), never(), who)
     assert await bench.store.revision() == 0
-    assert files_of(bench.artifacts) == set()
+    assert await files_of(bench.artifacts) == set()
 
 
 async def test_code_needs_the_switch_the_grant_and_the_word(store: Store, artifacts: Artifacts) -> None:
@@ -162,7 +168,7 @@ async def test_a_push_that_fails_leaves_no_artifact(
     error = {"empty": InvalidRequest, "large": TooLarge, "broken": ConnectionError, "store away": Unavailable}
     with pytest.raises(error[wrong]):
         await commands.push("m", manifest(), content[wrong], ROOT)
-    assert files_of(artifacts) == set()
+    assert await files_of(artifacts) == set()
     assert await opened.find(Version) == []
     await opened.close()
 
@@ -385,7 +391,7 @@ async def test_a_deleted_version_is_unloaded_first_and_leaves_nothing(bench: Ben
     await bench.commands.delete_version("m", 1)
     assert bench.host.log == [("m", 1, "UNAVAILABLE")]
     assert (await bench.store.find(Version), await bench.store.find(VersionState)) == ([], [])
-    assert files_of(bench.artifacts) == set()
+    assert await files_of(bench.artifacts) == set()
     assert len(await bench.store.find(Counter)) == 1
     with pytest.raises(NotFound):
         await bench.commands.delete_version("m", version.version)

@@ -164,7 +164,7 @@ async def test_kill_9_at_any_moment_of_a_push_leaves_the_store_whole(
         for version in versions:
             await kept.fetch(version.digest)
         await commands.sweep()
-        assert files_of(kept) == {version.digest for version in versions}
+        assert await files_of(kept) == {version.digest for version in versions}
         acknowledged.add((await commands.push("m", manifest(), chunks(b"after"), ROOT)).version)
         await store.close()
     assert len(acknowledged) > 6

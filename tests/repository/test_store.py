@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from core.errors import Conflict, Unavailable
-from repository.records import KINDS, Alias, ApiKey, Counter, Deployment, Record, Version, VersionState
+from repository.records import KINDS, Alias, ApiKey, Counter, Deployment, Lease, Record, Version, VersionState
 from repository.store import Store
 from tests.repository.scripted import a_state, a_version
 
@@ -20,6 +20,7 @@ EVERY_KIND: list[Record] = [
     Counter(model="m", last=7),
     Deployment(model="m", replicas=2, max_replicas=8, cpus=0.5, gpus=0.25, accelerator="H200"),
     KEY,
+    Lease(name="reconciler", owner="one"),
 ]
 
 
