@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "version",
         "up",
         "config",
+        "services",
         "--version",
         "PENSTOCK_GRPC",
     ),
@@ -77,6 +78,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "keys revoke": ("ID",),
     "version": ("--json",),
     "config": ("--json",),
+    "services": ("up", "down", "status", "env", "PENSTOCK_AMQP_URL", "RAY_ADDRESS"),
+    "services up": ("--only",),
+    "services down": ("--only",),
+    "services status": ("--only", "--json"),
+    "services env": ("--only", "--json"),
 }
 
 
