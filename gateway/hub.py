@@ -51,7 +51,7 @@ class Hub:
     ) -> None:
         self.fleet = Fleet()
         self.link = Link(url, instance, self._opened, self._lost)
-        self.line = Line(instance, self.link)
+        self.line = Line(instance, self.link, self._say_beat)
         self.transports: list[Amqp] = []
         """Those not closed yet."""
         self._describe = describe
@@ -124,7 +124,7 @@ class Hub:
         def cut(reason: object) -> None:
             if isinstance(reason, asyncio.Future):
                 reason = None if reason.cancelled() else reason.exception()
-                self._refused = isinstance(reason, AMQPChannelError)
+                self._refused = self._refused or isinstance(reason, AMQPChannelError)
             log.warning("channel closed", instance=self.line.instance, reason=repr(reason)[:200])
             self._cutting = asyncio.ensure_future(connection.close())
 
@@ -151,6 +151,7 @@ class Hub:
 
     async def _heard(self, message: AbstractIncomingMessage) -> None:
         self.link.heard()
+        now = self.line.heard = time.monotonic_ns()
         if message.exchange == EVENTS:
             self._changed()
             return
@@ -159,13 +160,16 @@ class Hub:
         except ValueError as error:
             log.warning("a beat cannot be read", error=str(error)[:200])
             return
-        self.fleet.hear(beat, time.monotonic_ns())
+        self.fleet.hear(beat, now)
 
     async def _beat(self) -> None:
         while True:
             if await self.link.until_up(BEAT_S):
-                self.line.beat(GATEWAY, beats.encode(self._describe()))
+                self._say_beat()
                 await asyncio.sleep(BEAT_S)
+
+    def _say_beat(self) -> None:
+        self.line.beat(GATEWAY, beats.encode(self._describe()))
 
     # --- four times a second --------------------------------------------------------------------------------------
 

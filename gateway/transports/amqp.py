@@ -105,6 +105,11 @@ class Amqp:
             return self._line.away
         return NotReady(f"no worker of {self.version.key} is ready", retry_after=1.0)
 
+    @property
+    def flights(self) -> list[Flight]:
+        """What is in flight now."""
+        return list(self._flights.values())
+
     def send(self, batch: Batch, done: Done) -> None:
         if fits(batch, self._max_message):
             self._send(batch, done, 0)
@@ -121,7 +126,7 @@ class Amqp:
         self._idle.clear()
         if self._closing:
             self._loop.call_soon(self._fail, flight, _LOST)
-        elif self._line.wire is not None:
+        else:
             self._retries.earn()
             self._post(flight, now)
 
@@ -138,7 +143,7 @@ class Amqp:
             await asyncio.wait_for(self._idle.wait(), self._drain)
         except TimeoutError:
             log.warning("replicas cut off", model=self.version.key, batches=len(self._flights))
-        for flight in list(self._flights.values()):
+        for flight in self.flights:
             self._fail(flight, _LOST)
         self.closed = True
 
@@ -155,22 +160,26 @@ class Amqp:
             self._patience.seed(self.samples)
 
     def look(self, now: int) -> None:
-        """Do what time has made necessary."""
+        """Do what time has made necessary. Who is silent is taken for hung only if the broker is heard meanwhile."""
         limit, usual = self._patience.limit, self._patience.usual
-        for flight in list(self._flights.values()):
-            self._follow(flight, flight.advice(now, limit, usual, self._line.blocked), now)
+        for flight in self.flights:
+            advice = flight.advice(now, limit, usual, self._line.blocked)
+            if advice == flights.AGAIN and self._line.heard < flight.heard + limit:
+                self._line.probe()
+            else:
+                self._follow(flight, advice, now)
         self._overdue = sum(flight.overdue(now, limit) for flight in self._flights.values())
 
     def connected(self, now: int) -> None:
         """A new wire is up: what waited for it goes."""
-        for flight in list(self._flights.values()):
+        for flight in self.flights:
             if flight.waiting:
                 self._post(flight, now)
 
     def lost(self, now: int, refused: bool) -> None:
         """The wire is gone, and with it the replies to all that went over it. `refused`: by the broker, for something
         that it was sent: none of what it had not confirmed is sent again."""
-        for flight in list(self._flights.values()):
+        for flight in self.flights:
             blamed = refused and not flight.confirmed
             if not flight.waiting and (blamed or not self._repeat(flight, now)):
                 self._fail(flight, _LOST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -28,8 +29,12 @@ Taker = Callable[[DeliveredMessage], None]
 class Line:
     """`instance` is the gateway's. `wire`: batches and replies; `events`, `beats`: what may be lost."""
 
-    def __init__(self, instance: str, link: Link) -> None:
+    def __init__(self, instance: str, link: Link, probe: Callable[[], None]) -> None:
+        """`probe`: say something that the broker sends back."""
         self.instance = instance
+        self.probe = probe
+        self.heard = 0
+        """When anything last came from the broker, in monotonic nanoseconds."""
         self.wire: Wire | None = None
         self.events: AbstractExchange | None = None
         self.beats: AbstractExchange | None = None
@@ -79,6 +84,7 @@ class Line:
 
     def received(self, message: DeliveredMessage) -> None:
         """A reply, in whatever state. One that is late, or doubled, or nobody's, is dropped."""
+        self.heard = time.monotonic_ns()
         taker = self._takers.get(message.header.properties.correlation_id or "")
         if taker is not None:
             taker(message)

@@ -10,6 +10,7 @@ from typing import Any
 
 import aio_pika
 import msgspec
+import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from core import beats
@@ -30,10 +31,22 @@ from gateway.hub import Hub
 from gateway.transports.amqp import Amqp
 from gateway.transports.fake import echo
 from repository.records import Version
+from tests.workers.samples import version
 from workers.messages import Batch, Reply, Timing, decode, encode
 
 BOUND_S = 20.0
 BEAT_S = 0.2
+
+
+ECHO = version(outputs=version().signature.inputs)
+"""What replicas answer that have no script of their own: the inputs."""
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    await until(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()})
 
 
 async def until(condition: Callable[[], object], bound: float = BOUND_S) -> None:

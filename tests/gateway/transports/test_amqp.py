@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aio_pika
@@ -17,33 +16,23 @@ from core.errors import NotReady
 from core.settings import Settings
 from core.topology import BEATS, BOOT, INSTANCE, infer_queue
 from gateway.transports.amqp import Amqp
-from tests.gateway.transports.replicas import BOUND_S, Replica, body_of, hub_at, opened, replica_at, silent, until
-from tests.gateway.transports.test_transports import answered, send
+from tests.gateway.transports.replicas import (
+    BOUND_S,
+    ECHO,
+    Replica,
+    body_of,
+    hub_at,
+    no_task_is_left,
+    opened,
+    replica_at,
+    silent,
+    until,
+)
+from tests.gateway.transports.sending import SECOND, answered, firsts, reasons, send, soon
 from tests.workers.samples import array_of, batch_of, failure_in, rows, version
 from workers.messages import Batch, Cancel, Column, Failure, Member, Output, Reply, Timing
 
-SECOND = 1_000_000_000
-ECHO = version(outputs=version().signature.inputs)
-"""What the replicas of these tests answer with no script of their own: the inputs."""
-
-
-@pytest.fixture(autouse=True)
-async def no_task_is_left() -> AsyncIterator[None]:
-    before = asyncio.all_tasks()
-    yield
-    await until(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()})
-
-
-def soon(seconds: float) -> int:
-    return time.monotonic_ns() + round(seconds * SECOND)
-
-
-def reasons(reply: Reply) -> list[str]:
-    return [failure_in(result).reason for result in reply.results]
-
-
-def firsts(reply: Reply) -> list[float]:
-    return [float(array_of(result)[0, 0]) for result in reply.results]
+__all__ = ["no_task_is_left"]
 
 
 # --- there and back -----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,10 +15,11 @@ from gateway.transports.base import Sample, Transport
 from gateway.transports.connect import transport_for
 from gateway.transports.fake import Fake
 from tests.gateway.transports import replicas
+from tests.gateway.transports.sending import answered, send
 from tests.workers.samples import array_of, batch_of, doubler, failure_in, python_file, rows, version
 from workers.child import Child
 from workers.consumer import Consumer
-from workers.messages import Batch, Cancel, Failure, Output, Reply
+from workers.messages import Batch, Cancel, Failure, Output
 from workers.prepare import prepare
 from workers.worker import Worker
 
@@ -91,25 +91,6 @@ async def transport(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
         transport = await opened(request.param, tmp_path, request, stack)
         yield transport
         await transport.close()
-
-
-def send(transport: Transport, batch: Batch) -> asyncio.Future[Reply]:
-    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-    thread = threading.current_thread()
-    sending = True
-
-    def done(reply: Reply) -> None:
-        assert not sending, "answered from inside send"
-        assert threading.current_thread() is thread
-        future.set_result(reply)
-
-    transport.send(batch, done)
-    sending = False
-    return future
-
-
-async def answered(future: asyncio.Future[Reply]) -> Reply:
-    return await asyncio.wait_for(future, BOUND_S)
 
 
 async def test_each_member_gets_its_own_rows(transport: Transport) -> None:
