@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo import AsyncMongoClient, MongoClient
+from pymongo import AsyncMongoClient
 
 from repository.artifacts import FileArtifacts
 from repository.cache import Cache
@@ -17,7 +16,6 @@ from repository.gridfs import MongoArtifacts
 from repository.mongo import Mongo, MongoStore, connected
 from repository.sqlite import SqliteStore
 from repository.store import Artifacts, Store
-from tests.repository.mongo_server import MongoServer
 from tests.repository.scripted import Bench, bench_of
 
 DRIVERS: dict[str, type] = {"motor": AsyncIOMotorClient, "pymongo": AsyncMongoClient}
@@ -30,32 +28,16 @@ class Backend(NamedTuple):
     artifacts: Artifacts
 
 
-@pytest.fixture(scope="session")
-def mongo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
-    server = MongoServer(tmp_path_factory.mktemp("mongo"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="session")
-def mongo_url(mongo_server: MongoServer) -> str:
-    return mongo_server.url
-
-
-@pytest.fixture
-def database(mongo_url: str) -> Iterator[str]:
-    """The name of a database that nobody else uses."""
-    name = f"test_{secrets.token_hex(8)}"
-    yield name
-    with MongoClient[dict[str, object]](mongo_url) as client:
-        client.drop_database(name)
+def mongo_at(url: str, driver: str) -> Mongo:
+    """The database in the URL's path, through a driver."""
+    server, _, database = url.rpartition("/")
+    return Mongo(connected(DRIVERS[driver], f"{server}/"), database)
 
 
 @pytest.fixture(params=sorted(DRIVERS))
-async def mongo(request: pytest.FixtureRequest, mongo_url: str, database: str) -> AsyncIterator[Mongo]:
+async def mongo(request: pytest.FixtureRequest, mongo_url: str) -> AsyncIterator[Mongo]:
     """A database of MongoDB's, through each driver."""
-    opened = Mongo(connected(DRIVERS[request.param], mongo_url), database)
+    opened = mongo_at(mongo_url, request.param)
     yield opened
     await opened.close()
 
@@ -70,8 +52,7 @@ async def backend(backend_name: str, request: pytest.FixtureRequest, tmp_path: P
     if backend_name == "embedded":
         made = Backend(await SqliteStore.open(tmp_path / "records.sqlite"), FileArtifacts(tmp_path / "artifacts"))
     else:
-        url, database = request.getfixturevalue("mongo_url"), request.getfixturevalue("database")
-        mongo = Mongo(connected(DRIVERS[backend_name], url), database)
+        mongo = mongo_at(request.getfixturevalue("mongo_url"), backend_name)
         cache = Cache(tmp_path / "cache", ALL_MEMORY)
         made = Backend(MongoStore(mongo), MongoArtifacts(mongo, cache, BEAT_S, PATIENCE_S))
     yield made

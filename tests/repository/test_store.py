@@ -114,7 +114,7 @@ async def test_the_revision_grows_with_every_write_and_with_nothing_else(store: 
 
 
 async def test_compare_and_set_loses_no_update(store: Store) -> None:
-    """Fifty concurrent increments, each tried until it holds, add up to fifty."""
+    """Twenty concurrent increments, each tried until it holds, add up to twenty."""
     await store.insert(Counter(model="m", last=0))
 
     async def increment() -> None:
@@ -127,10 +127,10 @@ async def test_compare_and_set_loses_no_update(store: Store) -> None:
                 continue
             return
 
-    await asyncio.gather(*(increment() for _ in range(50)))
+    await asyncio.gather(*(increment() for _ in range(20)))
     found = await store.get(Counter, "m")
     assert found is not None
-    assert found.last == 50
+    assert found.last == 20
 
 
 @pytest.mark.parametrize("odd", ["a' OR '1'='1", "$where", "a.b", "x\x00y", "%", "ü" * 1000, ""])
@@ -139,6 +139,53 @@ async def test_no_key_is_anything_but_a_key(store: Store, odd: str) -> None:
     await store.insert(Counter(model="m", last=1))
     assert await store.get(Counter, odd) is None
     assert await store.find(Version, odd) == []
+
+
+ODD_TEXT = ["$where", "$ne", "a.b", "a.$[]", "x\x00y", "__proto__", "%", "a' OR '1'='1", "ü\U0001f600"]
+
+
+@pytest.mark.parametrize("odd", ODD_TEXT)
+async def test_odd_text_is_kept_as_it_is_wherever_a_caller_can_put_it(store: Store, odd: str) -> None:
+    """As a model, in a key, as a tag's name and value: what comes back is what was stored, and nothing besides."""
+    others = [await store.insert(a_version("m")), await store.insert(a_version("n"))]
+    stored = await store.insert(a_version(odd, tags={odd: odd}))
+    assert await store.get(Version, stored.key) == stored
+    assert await store.find(Version, odd) == [stored]
+    changed = await store.replace(replace(stored, tags={f"{odd}.{odd}": odd}))
+    assert await store.find(Version) == [*others, changed]
+    await store.delete(changed)
+    assert await store.find(Version) == others
+
+
+async def test_a_lease_moves_without_being_counted(store: Store) -> None:
+    """No catalog is made of leases, so that nobody who polls reads everything anew each time one is renewed."""
+    before = await store.revision()
+    lease = await store.insert(Lease(name="reconciler", owner="one"))
+    lease = await store.replace(replace(lease, owner="two"))
+    assert await store.get(Lease, "reconciler") == lease
+    with pytest.raises(Conflict):
+        await store.replace(replace(lease, revision=1))
+    assert await store.revision() == before
+
+
+async def test_who_reads_a_revision_sees_the_writes_that_it_counts(store: Store) -> None:
+    """While two others write."""
+    done = asyncio.Event()
+
+    async def write(model: str) -> None:
+        for number in range(1, 26):
+            await store.insert(a_version(model, number))
+
+    async def read() -> None:
+        while not done.is_set():
+            counted = await store.revision()
+            assert len(await store.find(Version)) >= counted
+
+    reading = asyncio.create_task(read())
+    await asyncio.gather(write("m"), write("n"))
+    done.set()
+    await reading
+    assert await store.revision() == 50
 
 
 async def test_a_closed_store_is_unavailable(store: Store) -> None:
