@@ -119,6 +119,7 @@ class Distributed(Composition):
         self.url, self.grpc = self.siblings.url, self.siblings.grpc
         self.home.write_client(url=self.url, grpc=self.grpc, control=self.control, api_key=self.api_key)
         display.step("starting gateways")
+        self._stack.push_async_callback(self.siblings.stop)  # before all that they need
         await self.siblings.start()
         await self._until_ready(self.url, parts)
 
