@@ -3,22 +3,19 @@
 Every call raises ConnectionError when the connection ends meanwhile: what was not acknowledged comes again, through the
 next one.
 
-Two channels. On the first are deliveries, their replies and acknowledgements, and beats: without confirms, since a
-reply that does not arrive is asked for again. On the second are the messages that must not be lost once the one that
-they replace is acknowledged: suspects and poison records, with confirms.
+Two channels. Over one go deliveries, their replies and acknowledgements, and beats: without confirms, since a reply
+that does not arrive is asked for again. Over the other go the messages that must not be lost once the one that they
+replace is acknowledged: suspects and poison records, with confirms.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
 
 import aiormq
-from aio_pika.abc import AbstractChannel, AbstractConnection
-from aiormq.abc import DeliveredMessage
-from aiormq.channel import Channel
+from aio_pika.abc import AbstractConnection
 from pamqp.commands import Basic
 
 from core.broker import exchanges
@@ -34,9 +31,8 @@ from core.topology import (
     replica_key,
     suspect_queue,
 )
+from workers.intake import Intake, Take
 from workers.outlet import Outlet
-
-Take = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
 
 
 @contextmanager
@@ -72,19 +68,21 @@ class Channels:
             await self._set_up(connection, heard)
 
     async def _set_up(self, connection: AbstractConnection, heard: Take) -> None:
-        self._first = await connection.channel(publisher_confirms=False)
-        self._second = await connection.channel(publisher_confirms=True)
-        await exchanges(self._first)
+        channel = self._channel = await connection.channel(publisher_confirms=True)
+        await exchanges(channel)
         for queue in (self._infer, self._suspect):
-            await self._first.declare_queue(queue, durable=True, arguments=dict(INFER_ARGUMENTS))
-        await self._first.declare_queue(POISON, durable=True, arguments=dict(POISON_ARGUMENTS))
-        ears = await self._first.declare_queue(exclusive=True, auto_delete=True)
-        self._channel = await self._underlying(self._first)
-        self._sure = await self._underlying(self._second)
-        self.outlet = Outlet(self._channel)
+            await channel.declare_queue(queue, durable=True, arguments=dict(INFER_ARGUMENTS))
+        await channel.declare_queue(POISON, durable=True, arguments=dict(POISON_ARGUMENTS))
+        ears = await channel.declare_queue(exclusive=True, auto_delete=True)
+        self._sure = await channel.get_underlay_channel()
+        self._intake = await Intake.on(self._sure.connection)
+        self.outlet = Outlet(self._intake)
         for exchange, key in self._keys:
-            await self._channel.queue_bind(ears.name, exchange, key)
-        await self._channel.basic_consume(ears.name, heard, no_ack=True)
+            await self._intake.queue_bind(ears.name, exchange, key)
+        channel.close_callbacks.add(self._drop)
+        self._intake.closing.add_done_callback(self._drop)
+        self._intake.on_consumer_cancel_callbacks.add(self._drop)
+        await self._intake.take(ears.name, heard, no_ack=True)
 
     async def consume(self, prefetch: int, batch: Take, suspect: Take) -> None:
         """Take messages, `prefetch` at a time and suspects one by one; 0: no more.
@@ -101,16 +99,13 @@ class Channels:
                 first = await self._consume(self._infer, prefetch, batch)
                 self._tags = [first, tags.pop() if tags else await self._consume(self._suspect, 1, suspect)]
             for tag in tags:
-                await self._channel.basic_cancel(tag)
-        await asyncio.sleep(0)  # what was delivered before is in tasks that begin now
+                await self._intake.leave(tag)
 
     async def publish_surely(self, queue: str, body: bytes, properties: Basic.Properties) -> bool:
         """Whether the broker has taken the message."""
         with lasting():
             try:
-                await self._sure.basic_publish(
-                    body, routing_key=queue, properties=properties, mandatory=True, wait=False
-                )
+                await self._sure.basic_publish(body, routing_key=queue, properties=properties, mandatory=True)
             except aiormq.exceptions.DeliveryError:
                 return False
         return True
@@ -118,21 +113,15 @@ class Channels:
     async def flush(self) -> None:
         """Return when the broker has handled everything that was sent through the outlet."""
         with lasting():
-            await self._channel.basic_qos(prefetch_count=1)
+            await self.outlet.written()
+            await self._intake.basic_qos(prefetch_count=1)
 
     async def _consume(self, queue: str, prefetch: int, take: Take) -> str:
-        await self._channel.basic_qos(prefetch_count=prefetch)
-        consumed = await self._channel.basic_consume(queue, take)
-        return str(consumed.consumer_tag)
-
-    async def _underlying(self, channel: AbstractChannel) -> Channel:
-        """The library's lower channel. A channel that ends, or a consumer that the broker ends (its queue is gone),
-        takes the connection with it: all is set up afresh by the next one."""
-        underlying = cast(Channel, await channel.get_underlay_channel())
-        channel.close_callbacks.add(self._drop)
-        underlying.on_consumer_cancel_callbacks.add(self._drop)
-        return underlying
+        await self._intake.basic_qos(prefetch_count=prefetch)
+        return await self._intake.take(queue, take)
 
     def _drop(self, *_: object) -> None:
+        """A channel that ends, or a consumer that the broker ends (its queue is gone), takes the connection with it:
+        the next one sets up all afresh."""
         if self._dropping is None and not self._connection.is_closed:
             self._dropping = asyncio.create_task(self._connection.close())

@@ -20,7 +20,6 @@ import msgspec
 import structlog
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import DeliveredMessage
-from pamqp.commands import Basic
 
 from core import beats
 from core.beats import DRAINING, READY, STARTING, ReplicaBeat
@@ -49,6 +48,7 @@ class Consumer:
         self._instance = instance
         self._version = version
         self._device = device
+        self._host = socket.gethostname()
         self._state, self._reason, self._note = STARTING, "", ""
         self._endpoint: Endpoint | None = None
         self._numbers = itertools.count(1)
@@ -128,7 +128,7 @@ class Consumer:
             self._feed.pump()
         self._poke.set()
 
-    async def _heard(self, message: DeliveredMessage) -> None:
+    def _heard(self, message: DeliveredMessage) -> None:
         """A beat, of a gateway or of this version's replicas, or cancellations."""
         self._link.heard()
         try:
@@ -183,8 +183,7 @@ class Consumer:
     def _beat(self, channels: Channels) -> None:
         outlet, version = channels.outlet, self._version
         body = beats.encode(self._describe(time.monotonic_ns()))
-        key, properties = replica_key(version.model, version.version), Basic.Properties(delivery_mode=1)
-        outlet.send(outlet.message(key, body, properties, exchange=BEATS))
+        outlet.send(outlet.event(BEATS, replica_key(version.model, version.version), body))
 
     def _describe(self, now: int) -> ReplicaBeat:
         version, endpoint, feed = self._version, self._endpoint, self._feed
@@ -194,7 +193,7 @@ class Consumer:
             sender=self._instance,
             boot=beats.boot_id(),
             sent=now,
-            host=socket.gethostname(),
+            host=self._host,
             pid=os.getpid(),
             model=version.model,
             version=version.version,

@@ -4,7 +4,7 @@
        │           └── cannot be run: poison, rejected
        └── redelivered, or lost by the endpoint: each member by itself to the suspect queue, then acknowledged
 
-One task a message, which the library makes; none of ours but for suspects. When the connection ends, everything that
+No task a message but for suspects. When the connection ends, everything that
 was not acknowledged comes again, to whichever replica: what still runs here then is answered to nobody.
 """
 
@@ -18,7 +18,6 @@ from typing import Any
 
 import structlog
 from aiormq.abc import DeliveredMessage
-from pamqp.commands import Basic
 
 from core.errors import Internal, TooLarge, WorkerLost, new_error_id
 from core.fleet import Fleet
@@ -29,7 +28,7 @@ from workers.channels import Channels
 from workers.delivery import Delivery, read, sender_of
 from workers.endpoint import Endpoint
 from workers.messages import Cancel, Failure, Reply, Timing, failure_of
-from workers.outlet import Frames, ack, reject
+from workers.outlet import table
 from workers.prefetch import Prefetch
 from workers.pulse import Pulse
 from workers.turns import Turns
@@ -38,6 +37,10 @@ log = structlog.get_logger(__name__)
 
 LARGEST_REPLY = 128 << 20
 """Bytes: RabbitMQ's limit before 4.0; a larger publish would close the channel."""
+
+WHOLE = table({SEQUENCE: 0, FINAL: True})
+NOTICE = table({SEQUENCE: 0, FINAL: False})
+"""Of an empty reply: answers come member by member, nobody need send the batch again."""
 
 
 class Feed:
@@ -95,10 +98,10 @@ class Feed:
 
     # --- in -------------------------------------------------------------------------------------------------------
 
-    async def _take_batch(self, message: DeliveredMessage) -> None:
+    def _take_batch(self, message: DeliveredMessage) -> None:
         self._take(message, suspect=False)
 
-    async def _take_suspect(self, message: DeliveredMessage) -> None:
+    def _take_suspect(self, message: DeliveredMessage) -> None:
         self._take(message, suspect=True)
 
     def _take(self, message: DeliveredMessage, suspect: bool) -> None:
@@ -159,9 +162,10 @@ class Feed:
         member = delivery.member if delivery.attempt else None
         self._settle(delivery.tag, self._reply(delivery.reply_to, reply, member))
 
-    def _settle(self, tag: int, frames: Frames) -> None:
+    def _settle(self, tag: int, *replies: bytes) -> None:
         """Send what there is to say to a message, and acknowledge it."""
-        self._channels.outlet.send([*frames, ack(tag)])
+        outlet = self._channels.outlet
+        outlet.send(*replies, outlet.ack(tag))
         self._done(tag)
 
     def _done(self, tag: int) -> None:
@@ -169,12 +173,9 @@ class Feed:
         if not self._out:
             self._rest.set()
 
-    def _reply(self, reply_to: str, reply: Reply, member: int | None = None) -> Frames:
-        headers: dict[str, Any] = {SEQUENCE: 0, FINAL: True}
-        if member is not None:
-            headers[MEMBER] = member
-        properties = Basic.Properties(correlation_id=str(reply.id), delivery_mode=1, headers=headers)
-        return self._channels.outlet.message(reply_to, _body(reply), properties)
+    def _reply(self, reply_to: str, reply: Reply, member: int | None = None) -> bytes:
+        headers = WHOLE if member is None else table({SEQUENCE: 0, FINAL: True, MEMBER: member})
+        return self._channels.outlet.reply(reply_to, reply.id, headers, _body(reply))
 
     # --- what cannot run, or was lost -----------------------------------------------------------------------------
 
@@ -182,11 +183,11 @@ class Feed:
         error_id = new_error_id()
         log.error("message refused", model=self._version.key, cause=cause, error_id=error_id)
         await self._record(message.body, cause, error_id)
-        sender, tag, frames = sender_of(message), message.delivery_tag or 0, []
+        sender, tag, outlet = sender_of(message), message.delivery_tag or 0, self._channels.outlet
         if sender is not None:
             failure = failure_of(Internal("the request could not be run", error_id=error_id))
-            frames = self._reply(sender.reply_to, Reply(sender.home, [failure] * sender.members, Timing()))
-        self._channels.outlet.send([*frames, reject(tag)])
+            outlet.send(self._reply(sender.reply_to, Reply(sender.home, [failure] * sender.members, Timing())))
+        outlet.send(outlet.reject(tag))
         self._done(tag)
 
     async def _isolate(self, delivery: Delivery) -> None:
@@ -199,18 +200,13 @@ class Feed:
             return
         log.warning("batch isolated", model=self._version.key, members=len(delivery.batch.members))
         if not delivery.attempt:
-            self._channels.outlet.send(self._notice(delivery))
+            outlet = self._channels.outlet
+            outlet.send(outlet.reply(delivery.reply_to, delivery.home, NOTICE, b""))
         tries = suspects.retries(delivery, time.monotonic_ns())
         refused = await asyncio.gather(*(self._try_again(delivery, retry) for retry in tries))
-        self._settle(delivery.tag, [frame for frames in refused for frame in frames])
+        self._settle(delivery.tag, *refused)
 
-    def _notice(self, delivery: Delivery) -> Frames:
-        """An empty reply that is not final: answers come member by member, nobody need send the batch again."""
-        headers: dict[str, Any] = {SEQUENCE: 0, FINAL: False}
-        properties = Basic.Properties(correlation_id=str(delivery.home), delivery_mode=1, headers=headers)
-        return self._channels.outlet.message(delivery.reply_to, b"", properties)
-
-    async def _try_again(self, delivery: Delivery, retry: suspects.Retry) -> Frames:
+    async def _try_again(self, delivery: Delivery, retry: suspects.Retry) -> bytes:
         """Publish one member; what there is to say to its caller if that cannot be."""
         failure = retry.refused
         if failure is None and not await self._channels.publish_surely(
@@ -218,7 +214,7 @@ class Feed:
         ):
             failure = suspects.CROWDED
         if failure is None:
-            return []
+            return b""
         return self._reply(delivery.reply_to, Reply(delivery.home, [failure], Timing()), retry.member)
 
     async def _record(self, body: bytes, cause: str, error_id: str) -> None:

@@ -23,6 +23,8 @@ from workers.delivery import Delivery
 from workers.messages import Batch, Column, Failure, Reply, encode, failure_of
 
 EXPIRED = failure_of(DeadlineExceeded("the deadline passed before the model could answer"))
+LONGEST_MS = 24 * 3600 * 1000
+"""A broker refuses a longer TTL than it can count."""
 CROWDED = failure_of(WorkerLost("the model's process was lost, and too many requests wait to be tried again"))
 
 
@@ -63,7 +65,7 @@ def _retry(delivery: Delivery, at: int, now: int) -> Retry:
     headers = delivery.headers | {ATTEMPT: delivery.attempt + 1, MEMBER: member}
     if left is not None and left <= 0:
         return Retry(member, b"", headers, 0, EXPIRED)
-    return Retry(member, as_body(_only(delivery, at)), headers, left)
+    return Retry(member, as_body(_only(delivery, at)), headers, None if left is None else min(left, LONGEST_MS))
 
 
 def _only(delivery: Delivery, at: int) -> Batch:

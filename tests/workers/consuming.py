@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 from core.topology import new_instance
-from repository.records import Signature
-from tests.workers.samples import version
+from repository.records import Signature, TensorSpec, Version
 from workers.consumer import Consumer
 from workers.execution import Runner
 from workers.merge import Arrays
@@ -22,6 +21,20 @@ from workers.messages import Scalar
 from workers.worker import Timed, Worker
 
 ALWAYS, SLOW = 666, 555
+MADE = Version(
+    model="m",
+    version=1,
+    owner="tests",
+    format="onnx",
+    digest="0" * 64,
+    size=1,
+    signature=Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 4)),)),
+    max_batch=32,
+    default_deadline_ms=1000,
+    queue_bound=10,
+    created=0.0,
+)
+"""As `tests.workers.samples.version()`, without what that imports: a process is started many times."""
 
 
 class Deadly:
@@ -43,10 +56,10 @@ class Deadly:
 
 
 async def main(url: str, held: str) -> None:
-    made, loop = version(), asyncio.get_running_loop()
-    worker = Worker(Runner(made, Deadly(Path(held))), [Timed(1, 0.001)], loop.call_soon_threadsafe)
+    loop = asyncio.get_running_loop()
+    worker = Worker(Runner(MADE, Deadly(Path(held))), [Timed(1, 0.001)], loop.call_soon_threadsafe)
     worker.start()
-    consumer = Consumer(url, new_instance("replica"), made)
+    consumer = Consumer(url, new_instance("replica"), MADE)
     consumer.serve(worker)
     loop.add_signal_handler(signal.SIGTERM, lambda: loop.create_task(consumer.drain(20.0)))
     await consumer.run()

@@ -9,7 +9,7 @@ from tests.workers.deliveries import delivery_of
 from tests.workers.samples import batch_of, rows, version
 from workers.clocks import localise
 from workers.messages import Batch, decode
-from workers.suspects import EXPIRED, Poison, exhausted, poison, retries
+from workers.suspects import EXPIRED, LONGEST_MS, Poison, exhausted, poison, retries
 
 SECOND = 10**9
 
@@ -61,3 +61,9 @@ def test_the_record_holds_no_payload() -> None:
     assert msgspec.json.decode(record, type=Poison) == Poison(
         "it kills", "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b", "m", 1, 12.5, "id"
     )
+
+
+def test_a_deadline_beyond_what_a_broker_counts_is_cut() -> None:
+    """It would end the channel, and with it every batch aboard, again and again."""
+    (retry,) = retries(delivery_of(batch_of(rows(1), deadlines=[1 << 62])), 0)
+    assert retry.expiration_ms == LONGEST_MS

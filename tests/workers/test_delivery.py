@@ -1,0 +1,123 @@
+"""What a message must be to be run: anything else would be merged with its neighbours and shift their rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from aiormq.abc import DeliveredMessage
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from repository.records import TensorSpec
+from tests.workers.deliveries import delivery_of, message
+from tests.workers.samples import batch_of, rows, version
+from workers.delivery import Sender, read, sender_of
+from workers.messages import Batch, Column, Member, Reply, Timing, encode
+
+ONE = rows(1).tobytes()
+
+
+def lying(**changes: Any) -> Batch:
+    return msgspec.structs.replace(batch_of(rows(1), rows(2), number=50), **changes)
+
+
+def test_an_honest_batch_is_taken() -> None:
+    delivery = delivery_of(lying(), traceparent="t")
+    assert (delivery.home, delivery.reply_to, delivery.gateway, delivery.boot) == (50, "reply.g", "g", "b")
+    assert (delivery.attempt, delivery.expiration_ms, delivery.tag) == (0, 1000, 9)
+    assert delivery.headers["traceparent"] == "t"
+
+
+LIES: dict[str, Batch] = {
+    "no members": lying(members=[]),
+    "no rows": lying(members=[Member(0), Member(2)]),
+    "a deadline before all time": lying(members=[Member(1, -1), Member(1)]),
+    "a piece too few": lying(inputs=[Column("x", "FP32", (4,), [ONE])]),
+    "rows that belong to its neighbour": lying(inputs=[Column("x", "FP32", (4,), [b"", ONE * 2])]),
+    "another input": lying(inputs=[Column("z", "FP32", (4,), [ONE, ONE])]),
+    "another datatype": lying(inputs=[Column("x", "PICKLE", (4,), [ONE, ONE])]),
+    "the same input twice": lying(inputs=[Column("x", "FP32", (4,), [ONE, ONE])] * 2),
+    "no input": lying(inputs=[]),
+    "a negative size": lying(inputs=[Column("x", "FP32", (-4,), [ONE, ONE])]),
+    "a size beyond memory": lying(inputs=[Column("x", "FP32", (1 << 62, 4), [ONE, ONE])]),
+    "no batching": lying(batched=False),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_batch_is_refused(lie: str) -> None:
+    """Though it says who sent it, who can then be told."""
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is for the record
+        read(message(LIES[lie]), version(), suspect=False)
+    sender = sender_of(message(LIES[lie]))
+    assert sender == (Sender("reply.g", 50, 2) if LIES[lie].members else None)
+
+
+@pytest.mark.parametrize(
+    ("properties", "cause"),
+    [
+        ({"correlation_id": "51"}, "correlation id"),
+        ({"correlation_id": None}, "correlation id"),
+        ({"reply_to": None}, "reply queue"),
+        ({"reply_to": "infer.m.1"}, "reply queue"),
+    ],
+)
+def test_one_that_cannot_be_answered_is_refused(properties: dict[str, Any], cause: str) -> None:
+    """A reply queue that is none least of all: the answer would come back as a batch."""
+    one = message(lying())
+    for name, value in properties.items():
+        setattr(one.header.properties, name, value)
+    with pytest.raises(ValueError, match=cause):
+        read(one, version(), suspect=False)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"attempt": 1},
+        {"member": 0},
+        {"attempt": 0, "member": 0},
+        {"attempt": 4, "member": 0},
+        {"attempt": 1, "member": -1},
+        {"attempt": "1", "member": 0},
+        {"attempt": True, "member": 0},
+    ],
+)
+def test_a_suspect_must_say_which_try_of_whom_it_is(headers: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is not a number from"):
+        read(message(batch_of(rows(1)), **headers), version(), suspect=True)
+
+
+def test_a_suspect_is_one_member() -> None:
+    with pytest.raises(ValueError, match="one member by itself"):
+        read(message(lying(), attempt=1, member=0), version(), suspect=True)
+
+
+def test_a_model_that_does_not_batch_takes_one_whole_tensor() -> None:
+    made = version(max_batch=0, inputs=[TensorSpec("x", "FP32", (2, 4))])
+    one = Batch(1, False, [Member(1)], [Column("x", "FP32", (2, 4), [ONE * 2])])
+    assert read(message(one), made, suspect=False).batch.members == [Member(1)]
+    two = msgspec.structs.replace(one, members=[Member(1)] * 2)
+    with pytest.raises(ValueError, match="2 members"):
+        read(message(two), made, suspect=False)
+
+
+@given(st.binary(max_size=200), st.integers(0, 300), st.integers(0, 255))
+def test_garbage_raises_nothing_but_value_errors(tail: bytes, at: int, value: int) -> None:
+    """Random bytes, and honest frames with one byte changed."""
+    whole = bytearray(b"".join(encode(lying()))[4:])
+    whole[at % len(whole)] = value
+    properties = Basic.Properties(correlation_id="50", reply_to="reply.g")
+    for body in (tail, bytes(whole), bytes(whole[:at]) + tail, b"".join(encode(Reply(50, [], Timing())))[4:]):
+        header = ContentHeader(properties=properties, body_size=len(body))
+        one = DeliveredMessage(Basic.Deliver(delivery_tag=1), header, body, None)  # type: ignore[arg-type]
+        sender_of(one)
+        try:
+            read(one, version(), suspect=False)
+        except ValueError:
+            continue

@@ -1,0 +1,121 @@
+"""Frames by hand: what the library reads out of them, and in which order they come."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pamqp.frame
+import pytest
+from aiormq.abc import ChannelFrame
+from aiormq.channel import Channel
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from workers.outlet import KNOWN_ADDRESSES, Outlet, table
+
+
+class Bare:
+    """What an outlet needs of a channel."""
+
+    number = 7
+    max_content_size = 10
+
+    def __init__(self, room: int = 10) -> None:
+        self.write_queue: asyncio.Queue[ChannelFrame] = asyncio.Queue(room)
+
+
+def outlet_on(bare: Bare) -> Outlet:
+    return Outlet(cast(Channel, bare))
+
+
+def frames_in(data: bytes) -> list[object]:
+    frames: list[object] = []
+    while data:
+        size, channel, frame = pamqp.frame.unmarshal(data)
+        assert channel == 7
+        frames.append(frame)
+        data = data[size:]
+    return frames
+
+
+@given(st.binary(max_size=50), st.integers(0, 1 << 63), st.integers(0, 1 << 20))
+def test_a_reply_is_read_as_it_was_meant(body: bytes, number: int, member: int) -> None:
+    """Of any length, cut as the connection asks."""
+
+    async def written() -> bytes:
+        headers = table({"sequence": 0, "final": True, "member": member})
+        return outlet_on(Bare()).reply("reply.g", number, headers, body)
+
+    method, header, *parts = frames_in(asyncio.run(written()))
+    assert isinstance(method, Basic.Publish)
+    assert (method.exchange, method.routing_key, method.mandatory) == ("", "reply.g", False)
+    assert isinstance(header, ContentHeader)
+    assert header.body_size == len(body)
+    assert header.properties.headers == {"sequence": 0, "final": True, "member": member}
+    assert (header.properties.correlation_id, header.properties.delivery_mode) == (str(number), 1)
+    assert b"".join(part.value for part in parts if isinstance(part, ContentBody)) == body
+    assert len(parts) == -(-len(body) // 10)
+
+
+async def test_events_acknowledgements_and_rejections() -> None:
+    outlet = outlet_on(Bare())
+    sent = outlet.event("beats", "k", b"x") + outlet.ack(1 << 40) + outlet.reject(3)
+    method, _, _, ack, reject = frames_in(sent)
+    assert isinstance(method, Basic.Publish)
+    assert isinstance(ack, Basic.Ack)
+    assert isinstance(reject, Basic.Reject)
+    assert (method.exchange, method.routing_key) == ("beats", "k")
+    assert (ack.delivery_tag, ack.multiple) == (1 << 40, False)
+    assert (reject.delivery_tag, reject.requeue) == (3, False)
+
+
+async def test_what_is_sent_in_one_turn_is_one_write() -> None:
+    bare = Bare()
+    outlet = outlet_on(bare)
+    outlet.send(b"a", b"b")
+    outlet.send(b"c")
+    await outlet.written()
+    assert bare.write_queue.get_nowait().payload == b"abc"
+    assert bare.write_queue.empty()
+
+
+async def test_more_than_the_writer_takes_waits_in_order() -> None:
+    """Also what is sent while the writer has just made room."""
+    bare, taken = Bare(room=1), b""
+    outlet = outlet_on(bare)
+    for at in range(200):
+        outlet.send(b"%03d" % at)
+        await asyncio.sleep(0)
+        if at % 3 == 0:
+            taken += bare.write_queue.get_nowait().payload
+    writing = asyncio.create_task(outlet.written())
+    while not writing.done() or not bare.write_queue.empty():
+        if not bare.write_queue.empty():
+            taken += bare.write_queue.get_nowait().payload
+        await asyncio.sleep(0)
+    assert taken == b"".join(b"%03d" % at for at in range(200))
+
+
+async def test_addresses_are_remembered_within_bounds() -> None:
+    """Reply queues have a fresh name for each connection."""
+    outlet = outlet_on(Bare())
+    for at in range(3 * KNOWN_ADDRESSES):
+        outlet.event("", f"reply.{at}", b"")
+    assert len(outlet._methods) <= KNOWN_ADDRESSES
+
+
+@pytest.mark.parametrize("room", [1, 10])
+async def test_closing_drops_what_waits(room: int) -> None:
+    bare = Bare(room)
+    outlet = outlet_on(bare)
+    for _ in range(3):
+        outlet.send(b"a")
+        await asyncio.sleep(0)
+    outlet.send(b"b")
+    outlet.close()
+    await outlet.written()
+    assert b"b" not in b"".join(bare.write_queue.get_nowait().payload for _ in range(bare.write_queue.qsize()))
