@@ -20,7 +20,8 @@ one of kind REPLY; of `cancel.…` a msgpack list of [gateway instance, batch id
                     of a suspect message ATTEMPT (1 = first try by itself), MEMBER (its index in the batch)
 
 and of a reply: correlation_id, and headers SEQUENCE (0, 1, … of this batch), FINAL (no more will come), and MEMBER
-where it answers that member alone: a batch split by a suspect redelivery is answered in as many replies.
+where it answers that member alone: a batch split by a suspect redelivery is answered in as many replies. An empty body
+with FINAL false and no MEMBER says that a batch is being split: its gateway is patient, and does not send it again.
 """
 
 from __future__ import annotations

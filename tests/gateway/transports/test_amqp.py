@@ -180,7 +180,7 @@ async def test_a_full_queue_refuses_at_once(amqp_url: str) -> None:
         futures = [send(transport, batch_of(rows(at), number=at, deadlines=deadline)) for at in range(5)]
         begun = time.monotonic()
         replies = [await answered(future) for future in futures[2:]]
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 1.0
         assert [reasons(reply) for reply in replies] == [["queue_full"]] * 3
         assert not futures[0].done()
 
@@ -210,7 +210,7 @@ async def test_a_replica_that_never_answers(amqp_url: str) -> None:
         transport = await opened(hub, ECHO, window=4)
         begun = time.monotonic()
         assert firsts(await answered(send(transport, batch_of(rows(5), deadlines=(soon(10),))))) == [5]
-        assert 1.0 < time.monotonic() - begun < 2.0
+        assert 1.0 < time.monotonic() - begun < 3.0
         assert len(takers) == 2
 
 
