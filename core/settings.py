@@ -1,12 +1,13 @@
 """Every limit and default of a server process, in one frozen object, read once at the edge.
 
 Each field is set by the environment variable PENSTOCK_<NAME>, a secret one also by a file that PENSTOCK_<NAME>_FILE
-names; `penstock config` prints name, value and origin.
+names, else by a line of the TOML file that PENSTOCK_CONFIG names; `penstock config` prints name, value and origin.
 """
 
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -182,6 +183,10 @@ class Settings(BaseSettings):
         return f"auto ({getattr(self, decided)})"
 
 
+PREFIX = "PENSTOCK_"
+CONFIG = "PENSTOCK_CONFIG"
+"""Environment variable: the path of a TOML file with a line `name = value` for each setting that it sets."""
+
 SECRET = frozenset({"amqp_url", "mongo_url"})
 """Settings that may carry a password: shown without it, and a file may hold them."""
 
@@ -199,10 +204,11 @@ def without_password(url: str) -> str:
 
 
 def load() -> Settings:
-    """Settings of this process from its environment. Raises InvalidRequest that names each wrong value."""
-    contents: dict[str, Any] = {name: _content(variable) for name, variable in _files().items()}
+    """Settings of this process, the environment before the file. Raises InvalidRequest that names each wrong value."""
+    given: dict[str, Any] = {name: value for name, value in _lines().items() if _variable(name) not in os.environ}
+    given |= {name: _content(variable) for name, variable in _files().items()}
     try:
-        return Settings(**contents)
+        return Settings(**given)
     except ValidationError as error:
         wrong = "; ".join(_wrong(str(item["loc"][0]), item["msg"], item["input"]) for item in error.errors())
         raise InvalidRequest(wrong) from None
@@ -210,21 +216,28 @@ def load() -> Settings:
 
 def origins(settings: Settings) -> list[tuple[str, str, str, str]]:
     """(name, value in force, origin, description) of every setting, in the order of their definition."""
-    rows, files = [], _files()
-    for name, field in Settings.model_fields.items():
-        variable = _variable(name)
-        origin = files.get(name, variable if variable in os.environ else "default")
-        rows.append((name, settings.in_force(name), origin, field.description or ""))
-    return rows
+    return [
+        (name, settings.in_force(name), _origin(name), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _origin(name: str) -> str:
+    """The variable that has set it, or has named its file; the path of the TOML file; or `default`."""
+    if _variable(name) in os.environ:
+        return _variable(name)
+    return _files().get(name) or (os.environ[CONFIG] if name in _lines() else "default")
 
 
 def _variable(name: str) -> str:
-    return f"PENSTOCK_{name.upper()}"
+    return f"{PREFIX}{name.upper()}"
 
 
 def _wrong(name: str, said: str, value: object) -> str:
     shown = "" if name in SECRET else f", not {value!r}"
-    return f"{_variable(name)}: {said.lower()}{shown}"
+    origin = _origin(name)
+    where = origin if origin.startswith(PREFIX) else f"{origin}: {name}"
+    return f"{where}: {said.lower()}{shown}"
 
 
 def _files() -> dict[str, str]:
@@ -237,6 +250,22 @@ def _files() -> dict[str, str]:
                 raise InvalidRequest(f"{variable} and {file} are both set: keep one")
             found[name] = file
     return found
+
+
+def _lines() -> dict[str, Any]:
+    """What the TOML file sets. Raises InvalidRequest that names each line of it which is no setting."""
+    path = os.environ.get(CONFIG)
+    if not path:
+        return {}
+    try:
+        lines = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise InvalidRequest(f"the configuration file {path} cannot be read: {said}") from None
+    unknown = [name for name in lines if name not in Settings.model_fields]
+    if unknown:
+        raise InvalidRequest(f"{path}: no such setting: {', '.join(unknown)}; `penstock config` lists them all")
+    return lines
 
 
 def _content(variable: str) -> str:

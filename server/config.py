@@ -10,13 +10,16 @@ import typer
 
 from core import settings
 from core.errors import InvalidRequest
+from server.command import Config, choose
 
 
 def config(
+    config: Config = None,
     json: Annotated[bool, typer.Option("--json", help="Plain JSON on stdout, and nothing else.")] = False,
 ) -> None:
     """Print every setting of a server, its value and where it came from."""
     try:
+        choose(config)
         rows = shown(settings.origins(settings.load()))
     except InvalidRequest as error:
         typer.echo(f"penstock: {error.message}", err=True)
@@ -49,7 +52,7 @@ def _table(rows: list[dict[str, str]]) -> None:
 
     table = Table("SETTING", "VALUE", "FROM", "WHAT IT IS", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in rows:
-        origin = "default" if row["origin"] == "default" else "environment"
+        origin = "environment" if row["origin"].startswith(settings.PREFIX) else row["origin"]
         style = "" if origin == "default" else "bold"
         cells = (row["variable"], row["value"], origin, row["description"])
         table.add_row(*(Text(cell, overflow="fold") for cell in cells), style=style)

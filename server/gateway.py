@@ -8,27 +8,20 @@ from typing import Annotated
 import typer
 import uvloop
 
-from core import logs, settings
-from core.errors import PenstockError
-from server import outlets
+from core.settings import Settings
+from server.command import Config, command
 
 Processes = Annotated[int, typer.Option("--processes", min=1, max=256, help="gateway processes that share the ports")]
 
 
-def gateway(processes: Processes = 1) -> None:
+def gateway(processes: Processes = 1, config: Config = None) -> None:
     """Serve REST and gRPC; batches go to workers through the broker (PENSTOCK_AMQP_URL)."""
-    outlets.secure()
-    try:
-        chosen = settings.load()
-        logs.configure(chosen)
+    with command(config) as chosen:
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read at import; our children are other programs
         uvloop.run(_run(chosen, processes))
-    except PenstockError as error:
-        typer.echo(f"penstock: {error.message}", err=True)
-        raise typer.Exit(1) from None
 
 
-async def _run(chosen: settings.Settings, processes: int) -> None:
+async def _run(chosen: Settings, processes: int) -> None:
     if processes == 1:
         from server.gateway_process import serve_alone
 

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 import uvloop
 
-from core import logs, settings
-from core.errors import PenstockError
-from server import outlets
+from core.settings import Settings
+from server.command import Config, command
 
 Distributed = Annotated[
     bool,
@@ -18,20 +17,14 @@ Distributed = Annotated[
 ]
 
 
-def up(distributed: Distributed = False) -> None:
+def up(distributed: Distributed = False, config: Config = None) -> None:
     """Start a server here, all in one process."""
-    outlets.secure()
-    try:
-        chosen = settings.load()
-        logs.configure(chosen)
+    with command(config) as chosen:
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read at import; our children are other programs
         uvloop.run(_run(chosen, distributed))
-    except PenstockError as error:
-        typer.echo(f"penstock: {error.message}", err=True)
-        raise typer.Exit(1) from None
 
 
-async def _run(chosen: settings.Settings, distributed: bool) -> None:
+async def _run(chosen: Settings, distributed: bool) -> None:
     from server.foreground import run
 
     if distributed:

@@ -20,6 +20,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"PENSTOCK_{name.upper()}", raising=False)
         monkeypatch.delenv(f"PENSTOCK_{name.upper()}_FILE", raising=False)
+    monkeypatch.setenv(settings.CONFIG, "")
 
 
 def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +91,82 @@ def test_a_secret_file_that_will_not_do_is_named(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InvalidRequest, match="both set") as caught:
         settings.load()
     assert "hunter2" not in caught.value.message
+
+
+# --- a file ---
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_file_sets_what_the_environment_does_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Environment, then file, then default; each value with where it came from, a password without itself."""
+    text = f'window = 5\nqueue_bound = 7\nsamples = false\nkeep_alive_s = 2\nmongo_url = "{SECRET_URL}"\n'
+    file = written(tmp_path / "penstock.toml", text)
+    monkeypatch.setenv("PENSTOCK_WINDOW", "3")
+    config.config(file, json=True)
+    printed = capsys.readouterr().out
+    rows = {row["name"]: (row["value"], row["origin"]) for row in json.loads(printed)}
+    assert rows["window"] == ("3", "PENSTOCK_WINDOW")
+    assert rows["queue_bound"] == ("7", str(file))
+    assert rows["samples"] == ("False", str(file))
+    assert rows["mongo_url"] == ("mongodb://penstock:***@db.example/?***", str(file))
+    assert rows["http_port"] == ("8080", "default")
+    assert "hunter2" not in printed
+    read = settings.load()
+    assert (read.window, read.queue_bound, read.keep_alive_s, read.mongo_url) == (3, 7, 2.0, SECRET_URL)
+
+
+def test_a_secret_file_comes_before_the_configuration_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A variable that names a file is the environment too."""
+    monkeypatch.setenv(settings.CONFIG, str(written(tmp_path / "penstock.toml", 'amqp_url = "amqp://from-toml/"')))
+    monkeypatch.setenv("PENSTOCK_AMQP_URL_FILE", str(written(tmp_path / "url", "amqp://from-file/\n")))
+    assert settings.load().amqp_url == "amqp://from-file/"
+
+
+def test_the_table_names_the_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """For people too, also where the variable names it."""
+    file = written(tmp_path / "penstock.toml", "window = 5\n")
+    monkeypatch.setenv(settings.CONFIG, str(file))
+    config.config()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PENSTOCK_WINDOW")]
+    assert line.split()[1:3] == ["5", str(file)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("windows = 5\nqueue = 1\nwindow = 3\n", "no such setting: windows, queue"),
+        ("[batching]\nwindow = 5\n", "no such setting: batching"),
+        ("window = 0\n", "window: input should be greater than or equal to 1, not 0"),
+        ("window = [1]\n", "window: input should be a valid integer"),
+        ("window = \n", "cannot be read"),
+        ("window = 1\nwindow = 2\n", "cannot be read"),
+        ("\udcff", "cannot be read"),
+        (None, "cannot be read: No such file or directory"),
+        ('amqp_url = ["hunter2"]\n', "amqp_url: input should be a valid string"),
+    ],
+)
+def test_a_file_that_will_not_do_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None, said: str
+) -> None:
+    """With the lines that are wrong, in one sentence, without a secret."""
+    file = tmp_path / "penstock.toml"
+    if text is not None:
+        file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(typer.Exit) as exit_:
+        config.config(file)
+    captured = capsys.readouterr()
+    assert (exit_.value.exit_code, captured.out, captured.err.count("\n")) == (1, "", 1)
+    assert str(file) in captured.err
+    assert said in captured.err
+    assert "hunter2" not in captured.err
 
 
 def test_what_the_server_decides_itself_is_shown(

@@ -190,17 +190,14 @@ async def test_while_the_repository_is_away(own_mongo: Own, tmp_path: Path) -> N
 
 
 def test_the_command_stops_cleanly_and_says_why_it_cannot_start(tmp_path: Path, mongo_url: str) -> None:
-    """Exit 0 after SIGTERM; exit 1 and one sentence where the port is taken."""
+    """Exit 0 after SIGTERM; exit 1 and one sentence where the port is taken. Its settings come from a file."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
-    environment = clean_environment() | {
-        "PENSTOCK_HOME": str(tmp_path / "home"),
-        "PENSTOCK_CONTROL_PORT": str(port),
-        "PENSTOCK_MONGO_URL": mongo_url,
-        "PENSTOCK_MONGO_DATABASE": urlsplit(mongo_url).path.strip("/"),
-    }
-    words = [str(COMMAND), "control"]
+    settings = tmp_path / "penstock.toml"
+    settings.write_text(f'home = "{tmp_path / "home"}"\ncontrol_port = {port}\nmongo_url = "{mongo_url}"\n')
+    environment = clean_environment() | {"PENSTOCK_MONGO_DATABASE": urlsplit(mongo_url).path.strip("/")}
+    words = [str(COMMAND), "control", "--config", str(settings)]
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         assert "is ready" in first.stdout.readline()
