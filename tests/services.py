@@ -98,12 +98,15 @@ class Own:
     def pause(self) -> None:
         """Stop its processes where they are: connections stay open, nothing answers."""
         self._signal(signal.SIGSTOP, "pause")
+        assert processes.wait_until(lambda: all(_stands_still(process.pid) for process in self._family), 10), (
+            f"{self.name} goes on"
+        )
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT, "unpause")
 
     def kill(self) -> None:
-        """End it without notice."""
+        """End it without notice. A broker forgets what it was told in the last seconds: Mnesia writes its log late."""
         self._signal(signal.SIGKILL, "kill")
         assert processes.wait_until(lambda: self._silent, 10), f"{self.name} outlived its end"
 
@@ -131,8 +134,19 @@ class Own:
         if running.container:
             engine.act(word, running.container)
             return
-        for process in processes.family(running.birth, self.servers.place(self.name).mark):
+        for process in self._family:
             processes.send(process, number)
+
+    @property
+    def _family(self) -> list[processes.Seen]:
+        """Its processes, where it was started natively."""
+        return processes.family(self._running.birth, self.servers.place(self.name).mark)
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether each thread of it has taken notice of SIGSTOP: a busy one needs a while."""
+    tasks = [(task / "stat").read_text() for task in (processes.PROC / str(pid) / "task").iterdir()]
+    return all(task.rpartition(") ")[2].startswith("T") for task in tasks)
 
 
 class Broker(Own):

@@ -57,6 +57,8 @@ class Server(ABC):
     """With its version; '' where it is never started in a container."""
     start_within_s: ClassVar[float] = 60.0
     stop_within_s: ClassVar[float] = 10.0
+    attempts: ClassVar[int] = 1
+    """How often it is started before it is given up."""
 
     @abstractmethod
     def version(self) -> str:

@@ -77,7 +77,7 @@ class Fleet:
                         launched.append(server)
             for server in launched:
                 with _noting(failed, server):
-                    self._wait(server, say)
+                    self._settle(server, say)
         return failed
 
     def down(self, servers: Sequence[Server], say: Say) -> list[str]:
@@ -123,6 +123,15 @@ class Fleet:
             say(f"starting {server.title} {server.version()}")
             place.started(_spawned(server, place))
         return True
+
+    def _settle(self, server: Server, say: Say) -> None:
+        """Wait for it; start it again where it gave up and is known to do so. Raises Unavailable."""
+        for _ in range(server.attempts - 1):
+            try:
+                return self._wait(server, say)
+            except Unavailable:
+                self._launch(server, say)
+        self._wait(server, say)
 
     def _wait(self, server: Server, say: Say) -> None:
         """Until it answers. Raises Unavailable when it ends instead, or is too slow: then it is stopped."""

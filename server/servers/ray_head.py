@@ -35,8 +35,10 @@ class RayHead(Server):
     name: ClassVar[str] = "ray"
     title: ClassVar[str] = "Ray"
     variable: ClassVar[str] = "RAY_ADDRESS"
-    start_within_s: ClassVar[float] = 240.0
+    start_within_s: ClassVar[float] = 120.0
     stop_within_s: ClassVar[float] = 30.0
+    attempts: ClassVar[int] = 3
+    """Ray gives its own processes 30 s, no matter how busy the machine is, and then ends."""
 
     def __init__(self, cpus: int | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
         self._cpus = cpus

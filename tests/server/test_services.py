@@ -343,6 +343,21 @@ def test_one_that_ends_at_its_start_shows_its_last_words(make_fleet: MakeFleet) 
     assert states(fleet) == [(STOPPED, 0)]
 
 
+def test_one_that_is_known_to_give_up_is_started_again(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As often as it says, and no more."""
+    starts = tmp_path / "starts"
+    count = f"open({str(starts)!r}, 'a').write('x')\n"
+    give_up = f"if len(open({str(starts)!r}).read()) < 3: raise SystemExit('too busy')\n"
+    monkeypatch.setattr(Greeter, "attempts", 2)
+    fleet = make_fleet(Greeter(count + give_up + SERVER))
+    (why,) = fleet.up(fleet.servers, quiet).values()
+    assert why.endswith("too busy")
+    assert starts.read_text() == "xx"
+    assert fleet.up(fleet.servers, quiet) == {}
+
+
 def test_one_that_never_answers_is_stopped(make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Greeter, "start_within_s", 1.0)
     fleet = make_fleet(Greeter("import time; time.sleep(60)"))
