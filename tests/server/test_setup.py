@@ -1,0 +1,135 @@
+"""`penstock setup`: what a new repository begins with, put there once."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import subprocess
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from core.errors import Conflict, InvalidRequest, PenstockError
+from core.identity import ADMIN, Verifier
+from core.settings import Settings
+from repository.artifacts import FileArtifacts
+from repository.records import READY
+from repository.sqlite import SqliteStore
+from server.home import Home
+from server.setup import Addresses, set_up
+from tests.repository.scripted import Bench, bench_of
+from tests.running import COMMAND, clean_environment
+
+HERE = Addresses("http://gateways:8080", "gateways:8081", "http://control:8082")
+SAMPLES = {"digits": "onnx", "iris": "skops"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path, poll_interval_s=0.05, load_timeout_s=10.0)
+
+
+@pytest.fixture
+async def elsewhere(settings: Settings) -> AsyncIterator[Bench]:
+    """The repository, and workers on it."""
+    store = await SqliteStore.open(settings.home / "repository.sqlite")
+    async with bench_of(store, FileArtifacts(settings.home / "artifacts"), settings) as bench:
+        watching = asyncio.create_task(bench.watch.run())
+        yield bench
+        watching.cancel()
+        await asyncio.wait([watching])
+    await store.close()
+
+
+@pytest.fixture
+def trained(settings: Settings) -> None:
+    """Files where the training would leave them."""
+    folder = settings.home / "samples"
+    folder.mkdir()
+    (folder / "digit.json").write_text("{}")
+    for name, ending in SAMPLES.items():
+        (folder / f"{name}.{ending}").write_bytes(name.encode())
+        (folder / f"{name}.json").write_text('{"format": "onnx", "alias": "champion"}')
+
+
+def client(settings: Settings) -> dict[str, str]:
+    return tomllib.loads((settings.home / "client.toml").read_text())
+
+
+def silent(step: str, share: float = 0.0) -> None: ...
+
+
+async def test_clients_are_told_addresses_and_a_key_that_is_good(settings: Settings, elsewhere: Bench) -> None:
+    """In a file for its owner alone; done again with another address, it is the same key."""
+    bare = settings.model_copy(update={"samples": False})
+    await set_up(bare, HERE, silent)
+    told = client(settings)
+    assert {name: told[name] for name in ("url", "grpc", "control")} == HERE._asdict()
+    assert stat.S_IMODE((settings.home / "client.toml").stat().st_mode) == 0o600
+    verifier = Verifier()
+    verifier.replace((await elsewhere.watch.refresh()).credentials())
+    assert verifier.verify(told["api_key"].encode()).role == ADMIN
+    moved = HERE._replace(url="http://elsewhere:80")
+    await set_up(bare, moved, silent)
+    assert client(settings) == told | {"url": moved.url}
+
+
+@pytest.mark.usefixtures("trained")
+async def test_samples_are_ready_when_it_ends(settings: Settings, elsewhere: Bench) -> None:
+    """Loaded by workers that are not here; a second time nothing is pushed again."""
+    for _ in range(2):
+        await set_up(settings, HERE, silent)
+        await elsewhere.watch.refresh()
+        assert {model: elsewhere.state(model, 1) for model in SAMPLES} == dict.fromkeys(SAMPLES, READY)
+        assert {model: elsewhere.numbers(model) for model in SAMPLES} == {model: [1] for model in SAMPLES}
+
+
+@pytest.mark.usefixtures("trained")
+async def test_a_sample_that_is_not_served_is_told_and_the_key_is_there(settings: Settings, elsewhere: Bench) -> None:
+    """With the workers' reason, this time and the next; whoever looks into it has a key to do so."""
+    elsewhere.host.failing["digits", 1] = "no device"
+    for _ in range(2):
+        with pytest.raises(PenstockError, match=r"digits.*no device"):
+            await set_up(settings, HERE, silent)
+    assert client(settings)["api_key"]
+
+
+@pytest.mark.usefixtures("trained")
+async def test_without_workers_it_does_not_wait_for_ever(settings: Settings, elsewhere: Bench) -> None:
+    """Each time it says which sample is not ready."""
+    elsewhere.host.deaf = True
+    hasty = settings.model_copy(update={"load_timeout_s": 0.2})
+    for _ in range(2):
+        with pytest.raises(PenstockError, match="not ready after"):
+            await set_up(hasty, HERE, silent)
+
+
+@pytest.mark.parametrize("wrong", [{"url": "gateways:8080"}, {"control": ""}, {"grpc": "http://gateways:8081"}])
+async def test_an_address_that_is_none_is_refused(settings: Settings, wrong: dict[str, str]) -> None:
+    """Before anything is written."""
+    with pytest.raises(InvalidRequest, match="is no address"):
+        await set_up(settings, HERE._replace(**wrong), silent)
+    assert not list(settings.home.iterdir())
+
+
+async def test_a_folder_in_use_is_left_alone(settings: Settings) -> None:
+    """Its server writes that client.toml."""
+    home = Home(settings.home)
+    try:
+        with pytest.raises(Conflict):
+            await set_up(settings, HERE, silent)
+    finally:
+        home.release()
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    """In one sentence, and ends with 1; with nothing wrong, with 0, and the addresses are those of its environment."""
+    environment = clean_environment() | {"PENSTOCK_HOME": str(tmp_path), "PENSTOCK_SAMPLES": "false"}
+    for url, code in (("nowhere", 1), ("http://gateways:1", 0)):
+        done = subprocess.run(
+            [COMMAND, "setup"], env=environment | {"PENSTOCK_URL": url}, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == code, done.stderr
+    assert tomllib.loads((tmp_path / "client.toml").read_text())["url"] == "http://gateways:1"
