@@ -65,7 +65,12 @@ async def test_an_embedded_server_tells_of_itself(tmp_path: Path) -> None:
     (version,) = model["versions"]
     (replica,) = version["where"]
     assert (told["repository"], told["listening"]) == (True, True)
-    assert (model["name"], model["deployment"]["replicas"], version["version"], version["aliases"]) == ("echo", 1, 1, ["champion"])
+    assert (model["name"], model["deployment"]["replicas"], version["version"], version["aliases"]) == (
+        "echo",
+        1,
+        1,
+        ["champion"],
+    )
     assert (version["state"], version["ready"], version["waiting"], version["demand"]) == ("READY", 1, 0, 1)
     assert (replica["state"], replica["rows"]) == ("READY", 1.0)
     assert 0 < replica["service_ms"] <= replica["longest_ms"]
