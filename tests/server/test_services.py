@@ -176,7 +176,8 @@ def test_a_reused_number_is_left_alone(mark: str) -> None:
         assert not processes.alive(stale)
         assert processes.stop(stale, mark, within_s=0.2) == []
         processes.send(now._replace(started=now.started - 1), signal.SIGKILL)
-        assert stranger.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            stranger.wait(0.3)
         stranger.kill()
 
 
