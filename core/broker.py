@@ -139,7 +139,7 @@ class Link:
 
     def _look(self, connection: AbstractConnection) -> None:
         blocked = not _is_ready(connection)
-        if blocked != self.blocked and not connection.is_closed:
+        if blocked != self.blocked and not connection.is_closed and not self._closing:
             log.warning("broker blocks" if blocked else "broker takes publishes again", name=self._name)
             self.blocked = blocked
 

@@ -62,6 +62,13 @@ class Fleet:
     def gateways(self, now: int) -> list[GatewayBeat]:
         return [beat for beat, at in self._gateways.values() if now - at <= SILENT_AFTER_NS]
 
+    def served(self, model: str, version: int, revision: int, now: int) -> bool:
+        """Whether every gateway knows of that revision of the repository, and sends requests to that version."""
+        return all(
+            beat.revision >= revision and any((s.model, s.version) == (model, version) for s in beat.open)
+            for beat in self.gateways(now)
+        )
+
     def offset(self, sender: str) -> int | None:
         """What to add to the sender's monotonic clock to have ours, too large by the quickest way here; None when it
         was never heard."""

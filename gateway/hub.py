@@ -51,7 +51,7 @@ class Hub:
     ) -> None:
         self.fleet = Fleet()
         self.link = Link(url, instance, self._opened, self._lost)
-        self.line = Line(instance, self.link, self._say_beat)
+        self.line = Line(instance, self.link, self.beat)
         self.transports: list[Amqp] = []
         """Those not closed yet."""
         self._describe = describe
@@ -165,10 +165,11 @@ class Hub:
     async def _beat(self) -> None:
         while True:
             if await self.link.until_up(BEAT_S):
-                self._say_beat()
+                self.beat()
                 await asyncio.sleep(BEAT_S)
 
-    def _say_beat(self) -> None:
+    def beat(self) -> None:
+        """Say now how it stands, not only each second."""
         self.line.beat(GATEWAY, beats.encode(self._describe()))
 
     # --- four times a second --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ Every method raises Unavailable when the store is away.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -55,6 +55,13 @@ HELD = frozenset({READY, LOADING, UNLOADING})
 """States of a version that a worker still has."""
 
 
+Served = Callable[[str, int, int], Awaitable[None]]
+"""(model, version, revision of the repository): returns when every gateway knows of it, or does not in a while."""
+
+
+async def _at_once(model: str, version: int, revision: int) -> None: ...
+
+
 class IssuedKey(NamedTuple):
     key: ApiKey
     secret: str
@@ -78,6 +85,8 @@ class Commands:
         self._settings = settings
         self._watch = watch
         self._clock = clock
+        self.served: Served = _at_once
+        """Where requests come in elsewhere: waits until they would be served."""
 
     # --- pushing --------------------------------------------------------------------------------------------------
 
@@ -149,7 +158,13 @@ class Commands:
         if alias is not None:
             await self.set_alias(state.model, alias, state.version)
         await self._keep_few(state.model)
+        await self._until_served(state)
         return state
+
+    async def _until_served(self, state: VersionState) -> None:
+        """Who is told that a version is ready may ask for it at once, wherever requests come in."""
+        catalog = await self._watch.refresh()
+        await self.served(state.model, state.version, catalog.revision)
 
     async def complete_signature(self, version: Version, signature: Signature, max_batch: int) -> Version:
         """What a worker found at the first load, where the push did not tell it. Returns the version as it now is.
@@ -301,6 +316,7 @@ class Commands:
         states = [await self.wait_state(model, each.version, each.attempt, wait) for each in asked]
         for state in states:
             _or_refuse(state)
+            await self._until_served(state)
         return states[0]
 
     async def unload(self, model: str, version: int | str | None = None, timeout: float | None = None) -> VersionState:

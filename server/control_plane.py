@@ -15,7 +15,6 @@ import control.api
 import control.health
 from control.status import Look, Seen, nobody
 from core.errors import Unavailable
-from core.identity import Principal, Verifier
 from core.settings import Settings
 from core.web import Guard, install_errors
 from gateway.dataplane import DataPlane
@@ -26,26 +25,14 @@ from repository.opening import open_repository
 from repository.watch import Watch
 from server import docs
 from server.composition import Composition, authority
+from server.handshake import by_gateways
 from server.home import made
+from server.keys import Keys
 from server.listen import bind, http_server
 from server.stopping import stop_signal
 from workers.lookout import Lookout
 
 SUMMARY = "the control API under /api/v1"
-
-
-class Keys(Verifier):
-    """Until the repository was read nobody can be told from anybody: that is no fault of the caller's."""
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self._watch = watch
-        watch.subscribe(lambda catalog: self.replace(catalog.credentials()))
-
-    def verify(self, credential: bytes | None) -> Principal:
-        if credential and self._watch.catalog.revision < 0:
-            raise Unavailable("the repository does not answer yet, so keys are not known")
-        return super().verify(credential)
 
 
 class ControlPlane(Composition):
@@ -77,6 +64,7 @@ class ControlPlane(Composition):
         """Hear beats and events from now on; what was heard lately."""
         lookout = Lookout(self.settings.amqp_url, lambda: None, self.watch.look, "control")
         self.watch.announce = lookout.announce
+        self.commands.served = by_gateways(lookout.fleet)
         self._stack.push_async_callback(lookout.close)
         self._background(lookout.run())
 

@@ -28,6 +28,7 @@ from server.composition import Composition, authority
 from server.display import Display
 from server.first_key import first_key, key_and_try
 from server.home import Home
+from server.listen import bind
 from server.registering import register
 from server.servers.choice import may_install
 from server.servers.family import family
@@ -100,6 +101,7 @@ class Distributed(Composition):
         self._stack.push_async_callback(self.siblings.stop)
         self.siblings.bind()
         await self._servers()
+        os.environ["PENSTOCK_CONTROL_PORT"] = str(_port(self.settings))
         self.settings = chosen = settings.load()
         parts = [Part("control"), Part("workers")]
         for part in parts:
@@ -148,6 +150,12 @@ class Distributed(Composition):
         verifier = Verifier()
         verifier.replace(self.watch.catalog.credentials())
         return await first_key(self.home, verifier, self.commands)
+
+
+def _port(chosen: settings.Settings) -> int:
+    """Of the control plane: as it is set, or a free one."""
+    with bind(chosen.host, chosen.control_port) as found:
+        return int(found.getsockname()[1])
 
 
 def _answers(url: str) -> bool:

@@ -23,7 +23,6 @@ import gateway.rest
 from core import logs
 from core.beats import GatewayBeat, boot_id
 from core.errors import PenstockError, Unavailable
-from core.identity import Verifier
 from core.settings import Settings
 from core.topology import new_instance
 from core.web import Guard, install_errors
@@ -42,6 +41,9 @@ from repository.opening import open_repository
 from repository.watch import Watch
 from server import docs, outlets
 from server.composition import Composition, authority
+from server.handshake import by_gateways
+from server.home import made
+from server.keys import Keys
 from server.listen import bind, http_server
 from server.stopping import follow, stop_signal
 
@@ -65,7 +67,6 @@ class Gateway(Composition):
     def __init__(self, settings: Settings, listener: socket.socket | None = None) -> None:
         super().__init__(settings)
         self.health = Health()
-        self.verifier = Verifier()
         self.instance = new_instance("gateway")
         self._listener = listener
         self._draining = False
@@ -76,7 +77,7 @@ class Gateway(Composition):
         if not settings.amqp_url:
             raise Unavailable("a gateway by itself needs a broker: set PENSTOCK_AMQP_URL")
         tensors.bound(settings.max_tensor_rank, settings.max_tensor_elements)
-        _folder(settings)
+        made(settings.home)
         shared = self._listener is not None
         listener = self._listener or bind(settings.host, settings.http_port)
         self._stack.callback(listener.close)
@@ -86,7 +87,9 @@ class Gateway(Composition):
         self.commands = Commands(store, artifacts, settings, self.watch)
         self.routes = Routes(settings)
         self.hub = Hub(settings.amqp_url, self.instance, self._beat, self.watch.look, settings)
+        self.verifier = Keys(self.watch)
         self.watch.announce = lambda: self._spawn(self.hub.announce())
+        self.commands.served = by_gateways(self.hub.fleet)
         self.following = Following(self.routes, self.hub.transport, self._serves)
         self.hub.listen(self.following.beats)
         self.snapshot = Snapshot(settings.home / "snapshot", settings.snapshot_max_age_s)
@@ -126,9 +129,12 @@ class Gateway(Composition):
             await asyncio.gather(self.rpc.stop(self.settings.drain_timeout_s), self._until_left())
             return
         await self._until_left()
+        leaving = asyncio.ensure_future(self.rpc.stop(self.settings.drain_timeout_s))  # told to go, not refused
+        await asyncio.sleep(0)
         self._refusing = True
         self.following.beats()
         await self._until_answered()
+        await leaving
         self.http.stop_accepting()
         await self._until_left(LAST_WORDS_S)
 
@@ -156,9 +162,13 @@ class Gateway(Composition):
             self.watch.adopt(kept)
 
     def _changed(self, catalog: Catalog) -> None:
-        self.verifier.replace(catalog.credentials())
         self.routes.refresh(catalog)
         self.following.changed(catalog)
+        self._spawn(self._beat_soon())
+
+    async def _beat_soon(self) -> None:
+        """After what `following` has just begun: others wait to hear that this gateway came along."""
+        self.hub.beat()
 
     def _serves(self, model: str, version: int) -> bool:
         if self._refusing:
@@ -209,13 +219,6 @@ class Gateway(Composition):
         )
         limits = settings.max_control_bytes, settings.max_json_depth
         return Guard(app, self.verifier, public, *limits, gateway.rest.may_compress)
-
-
-def _folder(settings: Settings) -> None:
-    try:
-        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unavailable(f"the folder {settings.home} cannot be used: {error.strerror}") from None
 
 
 # --- as a process of several -------------------------------------------------------------------------------------

@@ -43,21 +43,21 @@ class RunningServer(NamedTuple):
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's, without any setting of Penstock's."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    """This process's, without any setting of Penstock's, and without a cluster to join."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "RAY_"))}
 
 
 @contextlib.contextmanager
-def running(home: Path, **settings: str) -> Iterator[RunningServer]:
-    """Start `penstock up` with these settings (PENSTOCK_<NAME>), wait until it is ready, and at the end stop it by
-    SIGTERM: it must exit with 0."""
+def running(home: Path, *words: str, **settings: str) -> Iterator[RunningServer]:
+    """Start `penstock up WORDS` with these settings (PENSTOCK_<NAME>), wait until it is ready, and at the end stop it
+    by SIGTERM: it must exit with 0."""
     home.mkdir(parents=True, exist_ok=True)
     log = home.parent / f"{home.name}.log"
-    ours = {"home": str(home), "http_port": "0", "grpc_port": "0"} | settings
+    ours = {"home": str(home), "http_port": "0", "grpc_port": "0", "control_port": "0"} | settings
     environment = clean_environment() | {f"PENSTOCK_{name.upper()}": value for name, value in ours.items()}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [COMMAND, "up"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=home
+            [COMMAND, "up", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=home
         )
     try:
         yield _wait_until_ready(process, home, log)
