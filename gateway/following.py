@@ -1,8 +1,8 @@
 """Routes that follow the repository and the beats: what is ready to be served opens, what is let go is drained.
 
-    state READY in the repository        ─► open: a transport over the broker, a batcher
-    open, but no ready replica is heard  ─► shut: new requests are refused as not ready; opens by itself again
-    any other state, or gone             ─► retired: drained, then forgotten
+    state READY, and a ready replica heard ─► open: a transport over the broker, a batcher that knows its warm-up
+    open, but no ready replica is heard    ─► shut: new requests are refused as not ready; opens by itself again
+    any other state, or gone               ─► retired: drained, then forgotten
 
 The worker side waits for this: a version is let go only when no live gateway names it in its beats any more.
 """
@@ -46,22 +46,26 @@ class Following:
         self._retiring: set[Key] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._catalog = Catalog()
+        self._unopened: list[Version] = []
+        """READY, but nobody was heard yet who serves them."""
 
     def changed(self, catalog: Catalog) -> None:
         """The repository says something else."""
         self._catalog = catalog
         opened = set(self._routes.opened())
-        to_open, to_retire = plan(catalog, opened | self._retiring)
+        self._unopened, to_retire = plan(catalog, opened | self._retiring)
         for key in to_retire:
             if key in opened:
                 self._retiring.add(key)
                 self._spawn(self._retire(key))
-        for version in to_open:
-            self._spawn(self._open(version))
         self.beats()
 
     def beats(self) -> None:
         """Who is alive may have changed."""
+        served = [version for version in self._unopened if self._serves(version.model, version.version)]
+        self._unopened = [version for version in self._unopened if version not in served]
+        for version in served:
+            self._spawn(self._open(version))
         self._routes.shut({key for key in self._routes.opened() if not self._serves(*key)})
 
     def waiting(self) -> list[Key]:

@@ -133,3 +133,13 @@ async def test_a_version_that_returns_while_it_drains_is_opened_again(site: Site
     site.following.changed(of(v1=UNLOADING))
     await site.say(of(v1=READY), lambda: site.fakes["m", 1] is not first and site.serves("1"))
     assert first.closed
+
+
+async def test_a_version_is_opened_when_somebody_serves_it(site: Site) -> None:
+    """Not before: its batcher is to know what the warm-up took."""
+    site.alive = set()
+    await site.say(of(v1=READY), lambda: True)
+    assert site.routes.opened() == []
+    site.alive = {("m", 1)}
+    site.following.beats()
+    await reached(lambda: site.serves("1"))
