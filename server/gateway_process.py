@@ -102,8 +102,7 @@ class Gateway(Composition):
         self.plane = DataPlane(self.verifier, self.routes, settings)
         self.plant = Plant(self.plane, settings, lambda method, path: False)
         self._background(self._attend())
-        if shared:
-            await self._until_settled()
+        await self._until_settled()
         self.rpc = await grpc_server.serve(
             self.plane, self.routes, self.watch, self.commands, self.health, self.verifier, settings, shared
         )
@@ -189,7 +188,7 @@ class Gateway(Composition):
         )
 
     async def _until_settled(self) -> None:
-        """Take no connection that another process of this host could serve better; not for ever."""
+        """Take no connection that another gateway could serve better; not for ever."""
         settled = asyncio.Event()
         self.health.listen(lambda ready: settled.set())
         with contextlib.suppress(TimeoutError):
