@@ -470,6 +470,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.write(b"".join((STATUS_LINE[status], headers, close, LENGTH % size, *parts)))
         else:
             self.transport.writelines([STATUS_LINE[status], headers, close, LENGTH % size, *parts])
+            self.transport.set_write_buffer_limits()  # pauses the writer, which writelines of some Pythons forgets
         self._finished(turn)
 
     def _finished(self, turn: Turn) -> None:

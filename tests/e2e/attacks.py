@@ -85,7 +85,9 @@ class Target:
 
     @asynccontextmanager
     async def http(self) -> AsyncIterator[httpx.AsyncClient]:
-        async with httpx.AsyncClient(base_url=self.url, headers=self.bearer, timeout=60, verify=PLAIN) as client:
+        soon = httpx.Limits(keepalive_expiry=LIMITS["keep_alive_s"] / 4)  # or the server closes it under a request
+        options: dict[str, Any] = {"timeout": 60, "verify": PLAIN, "limits": soon}
+        async with httpx.AsyncClient(base_url=self.url, headers=self.bearer, **options) as client:
             yield client
 
     async def infer(self, model: str, body: Any, **headers: str) -> httpx.Response:
