@@ -73,13 +73,14 @@ class MongoArtifacts:
             digest, size = await self._write(file, chunks, limit)
             await self._commit(file, digest, size)
             return digest, size
+        except Unavailable:  # a sweep clears up later: the caller need not wait for what does not answer
+            raise
         except BaseException:
-            with suppress(Unavailable):  # a sweep does it later
+            with suppress(Unavailable):
                 await asyncio.shield(self._retire(file, INCOMING))
             raise
         finally:
             beating.cancel()
-            await asyncio.wait([beating])
 
     async def fetch(self, digest: str) -> Path:
         _check(digest)
@@ -180,9 +181,10 @@ class MongoArtifacts:
                 "metadata.order": Int64(order),
             }
             stored = await self._files.update_one({"_id": file, "metadata.state": INCOMING}, {"$set": change})
-            if not stored.matched_count:
-                raise Unavailable("the upload was taken for abandoned: push again")
             earlier = await self._listed({"filename": digest, "metadata.state": STORED})
+        if not stored.matched_count:
+            await self._remove(file, -(-size // CHUNK))
+            raise Unavailable("the upload was taken for abandoned: push again")
         for copy in earlier:
             if copy["metadata"]["order"] < order:
                 await self._retire(copy["_id"], STORED)
@@ -204,7 +206,7 @@ class MongoArtifacts:
         return sorted(copies, key=lambda copy: -int(copy["metadata"]["order"]))
 
     async def _read(self, copy: Document) -> AsyncIterator[bytes]:
-        for number in range(-(-int(copy["length"]) // CHUNK)):
+        for number in range(-(-int(copy["length"]) // int(copy["chunkSize"]))):
             async with self._mongo.answering():
                 chunk = await self._chunks.find_one({"_id": _chunk(copy["_id"], number)})
             if chunk is None or not isinstance(chunk["data"], bytes):
@@ -237,9 +239,9 @@ class MongoArtifacts:
             await self._remove(file)
         return moved
 
-    async def _remove(self, file: str) -> None:
+    async def _remove(self, file: str, chunks: int | None = None) -> None:
         """Chunks from the last to the first, so that wherever this stops the rest is still found by its numbers."""
-        left = await self._count(file)
+        left = await self._count(file) if chunks is None else chunks
         while left > 0:
             numbers = range(max(0, left - STEP), left)
             async with self._mongo.answering():

@@ -33,7 +33,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from core.errors import Conflict, InvalidRequest, Unavailable
+from core.errors import Conflict, InvalidRequest, PenstockError, Unavailable
 from repository.records import Record
 from repository.store import R
 
@@ -100,14 +100,12 @@ class Mongo:
         try:
             async with asyncio.timeout(WITHIN_S):
                 yield
-            if task.cancelling() > cancelled:  # lost in the driver: Python 3.11's wait_for prefers a ready result
-                raise asyncio.CancelledError
-        except (PyMongoError, TimeoutError) as error:
-            reached = isinstance(error, OperationFailure)
-            (log.error if reached else log.debug)("repository_failed", error=repr(error))
-            raise Unavailable(_explanation(error)) from error
-        except (BSONError, UnicodeError, OverflowError) as error:
-            raise InvalidRequest("the repository cannot keep such a value") from error
+        except (PyMongoError, BSONError, TimeoutError, UnicodeError, OverflowError) as error:
+            if task.cancelling() > cancelled:
+                raise asyncio.CancelledError from error
+            raise _translated(error) from error
+        if task.cancelling() > cancelled:  # lost in the driver: Python 3.11's wait_for prefers a result that is ready
+            raise asyncio.CancelledError
 
     async def close(self) -> None:
         closing = self._client.close()
@@ -271,9 +269,12 @@ def _record(kind: type[R], document: Document) -> R:
         raise Unavailable("a record in the repository's database is damaged") from error
 
 
-def _explanation(error: Exception) -> str:
-    if isinstance(error, OperationFailure) and error.code in REFUSED:
-        return "the repository's database refuses the credentials"
-    if isinstance(error, OperationFailure):
-        return "the repository's database cannot be used"
-    return "the repository's database cannot be reached"
+def _translated(error: Exception) -> PenstockError:
+    if not isinstance(error, PyMongoError | TimeoutError):
+        return InvalidRequest("the repository cannot keep such a value")
+    if not isinstance(error, OperationFailure):
+        log.debug("repository_away", error=repr(error))
+        return Unavailable("the repository's database cannot be reached")
+    log.error("repository_failed", error=repr(error))
+    refused = "refuses the credentials" if error.code in REFUSED else "cannot be used"
+    return Unavailable(f"the repository's database {refused}")

@@ -16,7 +16,6 @@ from core.settings import Settings
 from repository.artifacts import FileArtifacts
 from repository.catalog import Catalog, Place
 from repository.commands import Commands
-from repository.gridfs import MongoArtifacts
 from repository.manifest import Manifest, parse
 from repository.records import LOADING, READY, UNAVAILABLE, Signature, TensorSpec, Version, VersionState
 from repository.store import Artifacts, Store
@@ -171,6 +170,8 @@ async def files_of(artifacts: Artifacts) -> set[str]:
     if isinstance(artifacts, FileArtifacts):
         folder = artifacts._folder
         return {path.name for path in folder.iterdir()} if folder.exists() else set()
+    from repository.gridfs import MongoArtifacts  # many processes of embedded tests come by here
+
     assert isinstance(artifacts, MongoArtifacts)
     files = {file["_id"]: file["filename"] or file["_id"] for file in await artifacts._files.find({}).to_list(None)}
     chunks = {chunk["files_id"] for chunk in await artifacts._chunks.find({}, {"files_id": 1}).to_list(None)}
