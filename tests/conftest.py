@@ -43,9 +43,12 @@ __all__ = [
 
 
 @pytest.fixture(scope="session")
-def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """One embedded server with both sample models, for every test that needs none of its own. Of the processes that
-    share a run of the tests the first one's server trains them, and the others' find them trained."""
+def running_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """A server with both sample models, for every test that needs none of its own: the embedded one, or for the modules
+    that ask for it (`BOTH_SHAPES`) the production shape too. Of the processes that share a run of the tests the first
+    one's server trains the samples, and the others' find them trained."""
     home = tmp_path_factory.mktemp("server") / "home"
     base = tmp_path_factory.getbasetemp()
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -55,7 +58,7 @@ def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running
             fcntl.flock(turn, fcntl.LOCK_EX)
             if trained.exists():
                 shutil.copytree(trained, home / "samples")
-            server = stack.enter_context(running(home))
+            server = stack.enter_context(running(home, *getattr(request, "param", ())))
             if not trained.exists():
                 shutil.copytree(home / "samples", trained)
         yield server

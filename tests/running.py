@@ -14,9 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 COMMAND = Path(sys.executable).parent / "penstock"
 READY_WITHIN_S = 240
 STOPPED_WITHIN_S = 60
+
+
+BOTH_SHAPES = pytest.mark.parametrize(
+    "running_server",
+    [pytest.param((), id="embedded"), pytest.param(("--distributed",), id="distributed")],
+    indirect=True,
+    scope="session",
+)
+"""The mark of a module whose promises hold in one process and in the production shape."""
 
 
 class RunningServer(NamedTuple):

@@ -29,8 +29,13 @@ LONGEST_FOLDER = 43
 STARTED = "Ray runtime started"
 
 
+FEWEST_CPUS = 4
+"""A replica is placed by a tenth of a CPU unless its deployment says more: two dozen light models, and those that take
+over from them, fit on a machine of two cores, which they share."""
+
+
 class RayHead(Server):
-    """`cpus`: what the node offers to actors; None: the machine's cores."""
+    """`cpus`: what the node offers to actors; None: the machine's cores, but `FEWEST_CPUS` at least."""
 
     name: ClassVar[str] = "ray"
     title: ClassVar[str] = "Ray"
@@ -82,7 +87,7 @@ class RayHead(Server):
             "--disable-usage-stats",
             f"--temp-dir={_scratch(place)}",
             f"--object-store-memory={self._object_store_bytes}",
-            f"--num-cpus={self._cpus or os.cpu_count() or 1}",
+            f"--num-cpus={self._cpus or max(FEWEST_CPUS, os.cpu_count() or 1)}",
             "--log-color=false",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from tests.running import RunningServer, running
 @pytest.fixture(scope="session")
 def ps(running_server: RunningServer) -> Iterator[Client]:
     """The SDK with the server's first key."""
-    with penstock.connect(running_server.url, api_key=running_server.api_key) as client:
+    server = running_server
+    with penstock.connect(server.url, control=server.control, api_key=server.api_key) as client:
         yield client
 
 
@@ -38,8 +40,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def identities(ps: Client, files: Path) -> dict[str, str]:
     """Datatype → the name of a model that answers what it is given."""
     names = {datatype: f"identity-{datatype.lower()}" for datatype in ELEMENTS}
-    for name in names.values():
-        ps.push(files / f"{name}.onnx", name)
+    with ThreadPoolExecutor(4) as pushing:
+        list(pushing.map(lambda name: ps.push(files / f"{name}.onnx", name), names.values()))
     return names
 
 

@@ -23,9 +23,9 @@ from penstock.errors import BadRequest, InvalidInput
 from tritonclient.utils import InferenceServerException
 
 from tests.graphs import ELEMENTS
-from tests.running import RunningServer
+from tests.running import BOTH_SHAPES, RunningServer
 
-pytestmark = pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning")
+pytestmark = [BOTH_SHAPES, pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning")]
 """tritonclient.http.aio never releases an answer of which it wants the status alone."""
 
 MODULES: dict[str, Any] = {
