@@ -110,23 +110,29 @@ def _ms(seconds: float) -> int:
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, shared: bool) -> int:
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if not shared:
+        check_port(host, port)
     try:
-        if not shared:
-            _probe(host, port)
-        return server.add_insecure_port(address)
-    except OSError as error:
-        raise Unavailable(f"gRPC cannot listen on {address}: {(error.strerror or str(error)).lower()}") from None
+        return server.add_insecure_port(_address(host, port))
     except RuntimeError:
-        raise Unavailable(f"gRPC cannot listen on {address}") from None
+        raise Unavailable(f"gRPC cannot listen on {_address(host, port)}") from None
 
 
-def _probe(host: str, port: int) -> None:
-    """Bind once ourselves: the library would not say why it could not, but write to stderr."""
-    family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(where)
+def check_port(host: str, port: int) -> None:
+    """Raise Unavailable where the port is taken: bound once here, since the library would not say why it could not,
+    but write to stderr."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise Unavailable(f"gRPC cannot listen on {_address(host, port)}: {reason}") from None
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]

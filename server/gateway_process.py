@@ -79,6 +79,8 @@ class Gateway(Composition):
         tensors.bound(settings.max_tensor_rank, settings.max_tensor_elements)
         made(settings.home)
         shared = self._listener is not None
+        if not shared:
+            grpc_server.check_port(settings.host, settings.grpc_port)
         listener = self._listener or bind(settings.host, settings.http_port)
         self._stack.callback(listener.close)
         store, artifacts = await open_repository(settings)

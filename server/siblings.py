@@ -25,6 +25,7 @@ import typer
 
 from core.errors import Unavailable
 from core.settings import Settings
+from gateway.grpc_server import check_port
 from server.composition import authority
 from server.listen import BACKLOG, bind
 from server.stopping import stop_signal
@@ -146,17 +147,14 @@ class Siblings:
 def hold(host: str, port: int) -> socket.socket:
     """A socket bound to the port with SO_REUSEPORT that does not listen. Raises Unavailable where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    check_port(host, port)
     held = socket.socket(family, socket.SOCK_STREAM)
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:  # one that shares no port
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind((host, port))
     except OSError as error:
         held.close()
-        reason = (error.strerror or str(error)).lower()
-        raise Unavailable(f"gRPC cannot listen on {authority(host, port)}: {reason}") from None
+        raise Unavailable(f"gRPC cannot listen on {authority(host, port)}: {error.strerror}") from None
     return held
 
 
