@@ -145,6 +145,20 @@ async def test_a_writer_taken_for_dead_says_so(kept: MongoArtifacts, mongo: Mong
     assert await files_of(kept) == set()
 
 
+async def test_between_a_sweeps_look_and_its_deed_a_writer_may_beat(kept: MongoArtifacts) -> None:
+    """Then it is spared; and where the deed came first, but is not done yet, the upload is not committed."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield bytes(CHUNK)
+        (file,) = await kept._files.find({}).to_list(None)
+        assert not await kept._mend(file["_id"], "incoming", "", beat=-1)
+        assert await kept._move(file["_id"], "incoming", "gone")
+
+    with pytest.raises(Unavailable, match="abandoned"):
+        await kept.put(stream(), MANY)
+    assert await files_of(kept) == set()
+
+
 DAMAGES: dict[str, Any] = {"other bytes": b"two", "no bytes": b"", "no binary": {"ne": 1}}
 
 
@@ -173,6 +187,15 @@ async def test_many_that_push_the_same_leave_one_that_can_be_read(
     await asyncio.gather(*(kept.put(chunks(content), MANY) for _ in range(8)))
     assert await kept.digests() == [sha(content)]
     assert (await elsewhere.fetch(sha(content))).read_bytes() == content
+
+
+async def test_a_copy_that_was_committed_later_is_left_alone(kept: MongoArtifacts) -> None:
+    """Of two pushes of the same content at once only the earlier copy goes, so that one always stays."""
+    digest, _ = await kept.put(chunks(b"one"), MANY)
+    await kept._files.update_one({"filename": digest}, {"$set": {"metadata.order": 100}})
+    await kept.put(chunks(b"one"), MANY)
+    orders = {file["metadata"]["order"] for file in await kept._files.find({"filename": digest}).to_list(None)}
+    assert orders == {2, 100}
 
 
 async def test_a_deletion_that_crashed_is_undone_by_the_sweep(kept: MongoArtifacts, elsewhere: MongoArtifacts) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 from structlog.testing import capture_logs
 
 from core.errors import Conflict, InvalidRequest, Unavailable
@@ -212,6 +213,27 @@ async def test_a_cancelled_task_is_cancelled(kept: MongoStore) -> None:
         task.cancel()
         await asyncio.wait([task], timeout=5)
         assert task.cancelled(), f"cancelled after {turns} turns of the loop, it lives"
+
+
+@pytest.mark.parametrize("instead", [None, PyMongoError("operation cancelled")], ids=["a result", "an error"])
+async def test_a_cancellation_that_the_driver_makes_something_else_of_is_one(
+    mongo: Mongo, instead: PyMongoError | None
+) -> None:
+    """Whether it gives a result in its place, or an error."""
+
+    async def call() -> None:
+        async with mongo.answering():
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if instead is not None:
+                    raise instead from None
+
+    task = asyncio.create_task(call())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
 
 
 # --- away --------------------------------------------------------------------------------------------------------
