@@ -25,8 +25,8 @@ def large(plan: Plan) -> list[Row]:
         url = push(server, str(models.corner(Path(folder) / "corner.onnx")), "corner", "--max-batch", "8")
         request, host, port = http_request(url, body, headers | {"Authorization": f"Bearer {server.api_key}"})
         with echo("benchmarks.copies", str(len(request))) as unit:
-            ours = _Caller(host, port, request)
-            bare = _Caller("127.0.0.1", unit.port, request)
+            ours = Caller(host, port, request)
+            bare = Caller("127.0.0.1", unit.port, request)
             ours.p50_ms(50), bare.p50_ms(50)  # warm
             pairs = alternating(plan.rounds, lambda: bare.p50_ms(calls), lambda: ours.p50_ms(calls))
             bad = ours.bad
@@ -45,7 +45,7 @@ def large(plan: Plan) -> list[Row]:
     ]
 
 
-class _Caller:
+class Caller:
     """A blocking socket that sends one request over and over."""
 
     def __init__(self, host: str, port: int, request: bytes) -> None:

@@ -40,12 +40,13 @@ def echo(module: str, *arguments: str) -> Iterator[Echo]:
 
 
 @contextlib.contextmanager
-def penstock(**settings: str) -> Iterator[RunningServer]:
-    """An embedded server without the sample models unless they are asked for."""
+def penstock(*words: str, **settings: str) -> Iterator[RunningServer]:
+    """`penstock up WORDS`: an embedded server, or the production shape; without the sample models unless they are
+    asked for."""
     settings = {"samples": "false", "log_level": "warning"} | settings
     with (
         tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder,
-        running(Path(folder) / "home", **settings) as server,
+        running(Path(folder) / "home", *words, **settings) as server,
     ):
         yield server
 

@@ -61,6 +61,7 @@ class Settings(BaseSettings):
         default=16 * MIB, description="one batch at the broker: no more than its max_message_size (RabbitMQ 4: 16 MiB)"
     )
     control_port: Port = Field(default=8082, description="HTTP port of the control plane where it runs by itself")
+    gateways: Count = Field(default=2, description="gateway processes of `penstock up --distributed`")
     snapshot_max_age_s: Seconds = Field(
         default=86_400.0, description="a gateway starts from its last known routes and keys while they are no older"
     )

@@ -36,7 +36,6 @@ from server.servers.fleet import Fleet
 from server.siblings import Siblings
 from server.stopping import LIFELINE
 
-GATEWAYS = 2
 NEEDED = "rabbitmq,mongo,ray"
 COMMAND = Path(sys.executable).parent / "penstock"
 READY_WITHIN_S = 120.0
@@ -87,7 +86,8 @@ class Distributed(Composition):
         await self.start()
 
     def greet(self, display: Display) -> None:
-        display.say(f"Penstock is ready: {GATEWAYS} gateways, control plane, workers on Ray, RabbitMQ, MongoDB.")
+        count = self.settings.gateways
+        display.say(f"Penstock is ready: {count} gateways, control plane, workers on Ray, RabbitMQ, MongoDB.")
         display.say(f"  REST     {self.url}")
         display.say(f"  gRPC     {self.grpc}")
         display.say(f"  control  {self.control}      docs: {self.control}/docs")
@@ -97,7 +97,7 @@ class Distributed(Composition):
         display = self._display
         self.home = Home(self.settings.home)
         self._stack.callback(self.home.release)
-        self.siblings = Siblings(self.settings, GATEWAYS)
+        self.siblings = Siblings(self.settings, self.settings.gateways)
         self._stack.push_async_callback(self.siblings.stop)
         self.siblings.bind()
         await self._servers()
