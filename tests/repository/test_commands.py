@@ -40,12 +40,6 @@ PYTHON = DESCRIBED.replace("onnx", "python").replace('"format"', '"entry": "Chur
 EXAMPLE = '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}'
 
 
-@pytest.fixture(params=["embedded", "motor"])
-def backend_name(request: pytest.FixtureRequest) -> str:
-    """The commands know the store by its contract alone: one of each kind will do."""
-    return str(request.param)
-
-
 def with_settings(store: Store, artifacts: Artifacts, **settings: Any) -> Commands:
     return Commands(store, artifacts, Settings(**{"allow_code": True, **settings}), Watch(store, 0.05))
 

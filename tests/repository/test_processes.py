@@ -78,7 +78,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "embedded":
         return Place(Settings(home=tmp_path), 20, 1 << 20, 6)
     server, _, database = request.getfixturevalue("mongo_url").rpartition("/")
-    return Place(Settings(home=tmp_path, mongo_url=f"{server}/", mongo_database=database), 5, 1 << 16, 3)
+    return Place(Settings(home=tmp_path, mongo_url=f"{server}/", mongo_database=database), 5, 1 << 16, 2)
 
 
 class Neighbour:

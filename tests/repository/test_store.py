@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from core.errors import Conflict, Unavailable
 from repository.records import KINDS, Alias, ApiKey, Counter, Deployment, Lease, Record, Version, VersionState
 from repository.store import Store
+from tests.repository.conftest import BACKENDS
 from tests.repository.scripted import a_state, a_version
 
 KEY = ApiKey(key_id="k1", name="n", owner="o", role="predict", digest="00", created=1.5)
@@ -22,6 +23,12 @@ EVERY_KIND: list[Record] = [
     KEY,
     Lease(name="reconciler", owner="one"),
 ]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """Every implementation, and MongoDB's through each driver."""
+    return str(request.param)
 
 
 @pytest.mark.parametrize("record", EVERY_KIND, ids=lambda record: record.kind)
