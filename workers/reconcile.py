@@ -145,24 +145,26 @@ def _further(
     ready = [beat for beat in beats if beat.state == READY]
     if ready and (phase == LOADING or state is None or state.state != READY):
         return Open(version, ready[0])
-    if phase == LOADING:
-        return _loading(version, application, beats, actual.short.get(place, ""), state)
+    if phase == LOADING and (failure := _failure(version, application, beats)) is not None:
+        return failure
     if application.spec != spec:
         return Deploy(version, spec, fresh=False)
+    if phase == LOADING:
+        return _loading(version, actual.short.get(place, ""), state)
     reason = _standing(beats, ready, actual.short.get(place, ""))
     if actual.hearing and state is not None and state.state == READY and state.reason != reason:
         return Say(version, READY, reason)
     return None
 
 
-def _loading(
-    version: Version, application: Application, beats: Sequence[ReplicaBeat], short: str, state: VersionState | None
-) -> Fail | Say | None:
+def _failure(version: Version, application: Application, beats: Sequence[ReplicaBeat]) -> Fail | None:
     refused = next((beat for beat in beats if beat.state == FAILED), None)
     if refused is not None:
         return Fail(version, refused.attempt, refused.reason)
-    if application.failed:
-        return Fail(version, version.attempt, CRASHED)
+    return Fail(version, version.attempt, CRASHED) if application.failed else None
+
+
+def _loading(version: Version, short: str, state: VersionState | None) -> Say | None:
     told = (UNAVAILABLE, short) if short else (LOADING, "")
     if state is None or (state.state, state.reason) != told or state.attempt != version.attempt:
         return Say(version, *told)

@@ -152,6 +152,15 @@ class Asking:
         declared = await self.channel.declare_queue(queue, durable=True, passive=True)
         return declared.declaration_result.message_count or 0
 
+    async def exists(self, queue: str) -> bool:
+        channel = await self._connection.channel()
+        try:
+            await channel.declare_queue(queue, passive=True)
+        except aio_pika.exceptions.ChannelNotFoundEntity:
+            return False
+        await channel.close()
+        return True
+
     async def until_ready(self, replicas: int = 1, within: float = BOUND_S) -> None:
         seen = len(self.heard)
         await until(lambda: len({b.sender for b in self.heard[seen:] if b.state == READY}) >= replicas, within)

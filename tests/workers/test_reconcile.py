@@ -166,6 +166,13 @@ CASES: dict[str, Case] = {
     "and that it loads after all": Case(
         [v(1)], ["say 1 LOADING"], states=[s(1, UNAVAILABLE, LACKING)], applications={at(1): RUNS}
     ),
+    "or that less will do": Case(
+        [v(1)],
+        ["deploy 1 changed"],
+        states=[s(1, UNAVAILABLE, LACKING)],
+        applications={at(1): Application(Spec(1, 4))},
+        short={at(1): LACKING},
+    ),
     "what serves is left alone": Case(
         [v(1)], [], states=[s(1, READY)], applications={at(1): RUNS}, replicas=[r(1, beats.READY)]
     ),
