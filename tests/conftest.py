@@ -43,9 +43,7 @@ __all__ = [
 
 
 @pytest.fixture(scope="session")
-def running_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
+def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server with both sample models, for every test that needs none of its own: the embedded one, or for the modules
     that ask for it (`BOTH_SHAPES`) the production shape too. Of the processes that share a run of the tests the first
     one's server trains the samples, and the others' find them trained."""
