@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Coroutine
 from typing import Any
+
+import structlog
 
 from core.errors import Unavailable
 from core.settings import Settings
 from server.listen import HttpServer
+
+log = structlog.get_logger()
 
 
 class Composition:
@@ -55,7 +61,10 @@ class Composition:
         task.add_done_callback(self._tasks.discard)
 
     def _background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Do something for as long as the process lives; should it fail, the process stops, as on SIGTERM: half alive
+        it would be worse."""
         task = asyncio.create_task(work)
+        task.add_done_callback(_end_with)
         self._tasks.add(task)
         self._stack.push_async_callback(_end, task)
         return task
@@ -64,6 +73,12 @@ class Composition:
 def authority(host: str, port: int) -> str:
     """host:port, as it stands in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _end_with(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a part of this process failed, so it stops", exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

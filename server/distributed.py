@@ -18,6 +18,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import structlog
+
 from core import settings
 from core.errors import Unavailable
 from core.identity import Verifier
@@ -36,46 +38,63 @@ from server.servers.fleet import Fleet
 from server.siblings import Siblings
 from server.stopping import LIFELINE
 
+log = structlog.get_logger()
+
 NEEDED = "rabbitmq,mongo,ray"
 COMMAND = Path(sys.executable).parent / "penstock"
 READY_WITHIN_S = 120.0
 STOPPED_WITHIN_S = 60.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 LOOK_S = 0.1
 
 
 class Part:
-    """One server process of ours: `penstock WORD`, in a session of its own, stopped when this process dies."""
+    """One server process of ours: `penstock WORD`, in a session of its own, started again when it ends; it stops when
+    this process dies."""
 
     def __init__(self, word: str) -> None:
         self.word = word
-        self._lifeline, self._theirs = socket.socketpair()
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        with self._theirs:
-            self.process = await asyncio.create_subprocess_exec(
-                COMMAND,
-                self.word,
-                stdin=asyncio.subprocess.DEVNULL,
-                env=os.environ | {LIFELINE: str(self._theirs.fileno())},
-                pass_fds=(self._theirs.fileno(),),
-                start_new_session=True,
-            )
+        self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
         """Ask it to stop, wait, kill it if it does not."""
-        with self._lifeline:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.terminate()
-            try:
-                await asyncio.wait_for(self.process.wait(), STOPPED_WITHIN_S)
-            except TimeoutError:
-                self.process.kill()
-                await self.process.wait()
+        keeper, process = self._keeper, self._process
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOPPED_WITHIN_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
-    def check(self) -> None:
-        """Raise Unavailable where it has ended."""
-        if self.process.returncode is not None:
-            raise Unavailable(f"`penstock {self.word}` ended with {self.process.returncode}; see what it said above")
+    async def _keep(self) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            begun = time.monotonic()
+            ours, theirs = socket.socketpair()
+            with ours:
+                with theirs:
+                    self._process = process = await asyncio.create_subprocess_exec(
+                        COMMAND,
+                        self.word,
+                        stdin=asyncio.subprocess.DEVNULL,
+                        env=os.environ | {LIFELINE: str(theirs.fileno())},
+                        pass_fds=(theirs.fileno(),),
+                        start_new_session=True,
+                    )
+                code = await process.wait()
+            log.warning("ended, and is started again", part=self.word, code=code)
+            pause = FIRST_PAUSE_S if time.monotonic() - begun > LONGEST_PAUSE_S else min(2 * pause, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause)
 
 
 class Distributed(Composition):
@@ -100,11 +119,10 @@ class Distributed(Composition):
         self.siblings = Siblings(self.settings, self.settings.gateways)
         self._stack.push_async_callback(self.siblings.stop)
         self.siblings.bind()
-        await self._servers()
         os.environ["PENSTOCK_CONTROL_PORT"] = str(_port(self.settings))
+        await self._servers()
         self.settings = chosen = settings.load()
-        parts = [Part("control"), Part("workers")]
-        for part in parts:
+        for part in (Part("control"), Part("workers")):
             display.step(f"starting {part.word}")
             await part.start()
             self._stack.push_async_callback(part.stop)
@@ -114,7 +132,7 @@ class Distributed(Composition):
         self._background(self.watch.run())
         self.commands = Commands(store, artifacts, chosen, self.watch)
         self.control = f"http://{authority(chosen.host, chosen.control_port)}"
-        await self._until_ready(self.control, parts)
+        await self._until_ready(self.control)
         self.api_key = await self._key()
         if chosen.samples:
             await register(self.home.folder, self.watch, self.commands, display.step, chosen.load_timeout_s)
@@ -123,7 +141,7 @@ class Distributed(Composition):
         display.step("starting gateways")
         self._stack.push_async_callback(self.siblings.stop)  # before all that they need
         await self.siblings.start()
-        await self._until_ready(self.url, parts)
+        await self._until_ready(self.url)
 
     async def _servers(self) -> None:
         """Have the servers, and tell every process that is started from here where they are."""
@@ -136,11 +154,9 @@ class Distributed(Composition):
             raise Unavailable("; ".join(f"{name}: {why}" for name, why in failed.items()))
         os.environ.update(fleet.exports(chosen))
 
-    async def _until_ready(self, url: str, parts: list[Part]) -> None:
+    async def _until_ready(self, url: str) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
         while not await asyncio.to_thread(_answers, f"{url}/v2/health/ready"):
-            for part in parts:
-                part.check()
             if time.monotonic() > deadline:
                 raise Unavailable(f"{url} did not become ready")
             await asyncio.sleep(LOOK_S)

@@ -35,12 +35,14 @@ from workers.turns import Turns
 
 log = structlog.get_logger(__name__)
 
-LARGEST_REPLY = 128 << 20
-"""Bytes: RabbitMQ's limit before 4.0; a larger publish would close the channel."""
+LARGEST_REPLY = 15 << 20
+"""Bytes: RabbitMQ 4 takes 16 MiB by default, and closes the channel of who sends more."""
 
 WHOLE = table({SEQUENCE: 0, FINAL: True})
 NOTICE = table({SEQUENCE: 0, FINAL: False})
 """Of an empty reply: answers come member by member, nobody need send the batch again."""
+HEADERS = 1 << 19
+"""Room for what a reply says beside its outputs."""
 
 
 class Feed:
@@ -159,8 +161,19 @@ class Feed:
 
     def _answer(self, delivery: Delivery, reply: Reply) -> None:
         reply.id = delivery.home
-        member = delivery.member if delivery.attempt else None
-        self._settle(delivery.tag, self._reply(delivery.reply_to, reply, member))
+        if delivery.attempt:
+            self._settle(delivery.tag, self._reply(delivery.reply_to, reply, delivery.member))
+        elif len(reply.results) > 1 and weight(reply) > LARGEST_REPLY:
+            self._settle(delivery.tag, *self._by_member(delivery, reply))
+        else:
+            self._settle(delivery.tag, self._reply(delivery.reply_to, reply))
+
+    def _by_member(self, delivery: Delivery, reply: Reply) -> list[bytes]:
+        """A reply too large for one message, as one for each member."""
+        return [
+            self._reply(delivery.reply_to, Reply(reply.id, [result], reply.timing), member)
+            for member, result in enumerate(reply.results)
+        ]
 
     def _settle(self, tag: int, *replies: bytes) -> None:
         """Send what there is to say to a message, and acknowledge it."""
@@ -235,9 +248,18 @@ class Feed:
         task.add_done_callback(self._tasks.discard)
 
 
+def weight(reply: Reply) -> int:
+    """Bytes of its outputs."""
+    return sum(
+        memoryview(output.data).nbytes for result in reply.results if isinstance(result, list) for output in result
+    )
+
+
 def _body(reply: Reply) -> bytes:
     body = suspects.as_body(reply)
-    if len(body) <= LARGEST_REPLY:
+    if len(body) <= LARGEST_REPLY + HEADERS:
         return body
-    failure = failure_of(TooLarge(f"the outputs are {len(body)} bytes, more than the {LARGEST_REPLY} of one message"))
+    failure = failure_of(
+        TooLarge(f"the outputs are {weight(reply)} bytes, more than the {LARGEST_REPLY} of one message")
+    )
     return suspects.as_body(Reply(reply.id, [failure] * len(reply.results), reply.timing))

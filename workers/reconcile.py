@@ -93,6 +93,8 @@ def plan(
     never_opened = {place for place, phase in held.items() if phase == LOADING} - want - busy.keys()
     actions: list[Action] = [Unload(place) for place in sorted(never_opened)]
     for action in one_process.plan(catalog, held, failed):
+        if (action.place if isinstance(action, Unload) else _place(action.version)) in busy:
+            continue
         if isinstance(action, Say):
             actions.append(action)
         elif isinstance(action, Unload):

@@ -155,8 +155,11 @@ class Reconciler:
             deployment = catalog.deployment(version.model)
             application = actual.applications.get(place)
             running = application.spec.replicas if application is not None else 0
-            load = load_of(place, actual.replicas.get(place, ()), actual.gateways)
-            replicas = self._scaler.replicas(place, deployment, running, load, time.monotonic())
+            if actual.hearing:
+                load = load_of(place, actual.replicas.get(place, ()), actual.gateways)
+                replicas = self._scaler.replicas(place, deployment, running, load, time.monotonic())
+            else:  # silence is not idleness
+                replicas = min(max(running, deployment.replicas), deployment.max_replicas)
             specs[place] = spec_of(deployment, replicas)
         self._scaler.forget(specs)
         return specs
@@ -171,8 +174,9 @@ class Reconciler:
         elif isinstance(action, Unload):
             self._spawn(action.place, UNLOADING, self._let_go(action.place))
         elif isinstance(action, Deploy):
-            phase = LOADING if action.fresh else READY
-            self._spawn((action.version.model, action.version.version), phase, self._deploy(action))
+            place = (action.version.model, action.version.version)
+            opened = not action.fresh and self._states.overlaid(self._watch.catalog).ready(*place)
+            self._spawn(place, READY if opened else LOADING, self._deploy(action))
         elif isinstance(action, Open):
             self._spawn((action.version.model, action.version.version), LOADING, self._open(action))
         else:

@@ -34,6 +34,9 @@ MIN_DELAY_S = 0.0005
 CLOSED_WINDOW_NS = 20_000_000
 """A transport whose window is closed is asked again after this: it does not say when it opens."""
 
+SECOND = 1_000_000_000
+FRESH_NS = SECOND * 9 // 10
+
 _ids = itertools.count(1)
 
 
@@ -56,6 +59,22 @@ class BatchDone:
         self.failed: list[tuple[Entry, PenstockError]] = []
 
 
+class Demand:
+    """A counter → how much it grows in a second, however often that is asked."""
+
+    __slots__ = ("_at", "_counted", "_rate")
+
+    def __init__(self) -> None:
+        self._counted = self._rate = self._at = 0
+
+    def of(self, count: int, now: int) -> int:
+        """Measured over the time since it last was, which is most of a second at least. `now`: monotonic ns."""
+        if now - self._at >= FRESH_NS:
+            self._rate = round((count - self._counted) * SECOND / (now - self._at)) if self._at else count
+            self._counted, self._at = count, now
+        return self._rate
+
+
 class Batcher:
     """The queue of one model version and the batches it has in flight on `transport`.
 
@@ -75,8 +94,9 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._flights: dict[int, Formed] = {}
         """Batches in flight by their id."""
-        self._asked = self._told = 0
-        """Rows asked for, refused ones included: now, and when `share` was last called."""
+        self._asked = 0
+        """Rows asked for, refused ones included."""
+        self._demand = Demand()
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._alarm = NEVER
@@ -142,8 +162,8 @@ class Batcher:
         self._check_empty()
 
     def share(self, now: int) -> Share:
-        """What there is to do at `now`, and what was asked for since the last call."""
-        demand, self._told = self._asked - self._told, self._asked
+        """What there is to do at `now`, and what was asked for in the last second or so."""
+        demand = self._demand.of(self._asked, now)
         queue = self.policy.queue
         oldest = min((entry.arrived for entry in queue), default=now)
         return Share(

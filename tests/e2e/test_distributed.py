@@ -255,3 +255,15 @@ async def test_predictions_go_on_while_the_repository_is_away(server: RunningSer
             mongo.resume()
         await asyncio.to_thread(waited, lambda: ps.keys.create("late"))
     assert set(asking.seen) == {0.0}
+
+
+async def test_the_workers_driver_may_die(server: RunningServer, ps: Client, slow: str, tmp_path: Path) -> None:
+    """Killed outright: replicas serve on as they are; the next driver finds them, and takes what is pushed."""
+    before = {replica["instance"] for replica in ready(ps, slow)}
+    driver = next(child for child in psutil.Process(server.pid).children() if "workers" in child.cmdline())
+    async with load(server, slow) as asking:
+        driver.kill()
+        await asyncio.to_thread(push_numbered, ps, tmp_path, "later", 5)
+        await asking.more(20)
+    assert set(asking.seen) == {0.0}
+    assert {replica["instance"] for replica in ready(ps, slow)} == before

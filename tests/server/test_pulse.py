@@ -13,6 +13,8 @@ from server.pulse import SAMPLES, Mark, between, mark
 from tests.e2e.inside import inside, push
 from tests.graphs import identity
 
+SECOND = 1_000_000_000
+
 
 @pytest.mark.parametrize(
     ("before", "after", "samples", "busy", "wait"),
@@ -59,7 +61,7 @@ async def test_an_embedded_server_tells_of_itself(tmp_path: Path) -> None:
         async with httpx.AsyncClient(base_url=server.url, headers=key) as http:
             server.pulse.beat(time.monotonic_ns())
             assert (await http.post("/v2/models/echo/infer", json=body)).status_code == 200
-            server.pulse.beat(time.monotonic_ns())
+            server.pulse.beat(time.monotonic_ns() + SECOND)
             told = (await http.get("/api/v1/status")).json()
     (model,), (gateway,) = told["models"], told["gateways"]
     (version,) = model["versions"]

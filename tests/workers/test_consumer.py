@@ -77,6 +77,20 @@ async def test_large_tensors_cross_whole(amqp_url: str) -> None:
         assert (array_of(result) == array * 2).all()
 
 
+async def test_a_reply_too_large_for_one_message_goes_member_by_member(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker would close the channel of who sends it, and with it what others wait for."""
+    monkeypatch.setattr("workers.feed.LARGEST_REPLY", 1000)
+    monkeypatch.setattr("workers.feed.HEADERS", 500)
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url):
+        batch = batch_of(rows(*range(40)), rows(*range(50)), rows(*range(500)))
+        first, second, third = await (await asking.ask(batch)).done()
+        assert len(array_of(first)) == 40
+        assert len(array_of(second)) == 50
+        assert failure_in(third).reason == "too_large"
+
+
 # --- deadlines --------------------------------------------------------------------------------------------------------
 
 

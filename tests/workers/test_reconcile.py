@@ -271,6 +271,15 @@ CASES: dict[str, Case] = {
         replicas=[r(1, beats.READY), r(2, beats.READY)],
         gateways=[g(1, 2), g(1, 2)],
     ),
+    "but not while its number of replicas changes": Case(
+        [v(1), v(2)],
+        [],
+        states=UPDATING,
+        applications=BOTH,
+        replicas=[r(1, beats.READY), r(2, beats.READY)],
+        gateways=[g(1, 2), g(1, 2)],
+        busy={at(1): READY},
+    ),
     "also where no gateway lives": Case(
         [v(1), v(2)],
         ["unload 1"],
