@@ -26,7 +26,6 @@ LASTING = sorted(services().keys() - ONE_SHOTS)
 RAY = Path(sys.executable).parent / "ray"
 SERVE_MARGIN_S = 10.0
 """What Serve adds to a replica's drain, and a little more."""
-PUBLISHED = {"127.0.0.1:8080:8080", "127.0.0.1:8081:8081", "127.0.0.1:8082:8082"}
 
 
 def test_every_setting_exists() -> None:
@@ -60,25 +59,32 @@ def test_every_command_exists(name: str, ray_options: set[str]) -> None:
             assert (program, words[0]) == ("sh", "/secrets.sh")
 
 
-def test_only_three_ports_are_published_and_on_loopback() -> None:
-    """The proxy's two and the control plane's; a process listens where its port is published from."""
+def test_only_the_proxy_is_published_and_on_loopback() -> None:
+    """A process listens beyond its container's loopback where the proxy asks it."""
     published = {name: service["ports"] for name, service in services().items() if "ports" in service}
-    assert published.keys() == {"proxy", "control"}
-    assert {port for ports in published.values() for port in ports} == PUBLISHED
     settings = Settings()
-    assert published["control"] == [f"127.0.0.1:{settings.control_port}:{settings.control_port}"]
-    assert published["proxy"] == [f"127.0.0.1:{port}:{port}" for port in (settings.http_port, settings.grpc_port)]
+    ports = (settings.http_port, settings.grpc_port, settings.control_port)
+    assert published == {"proxy": [f"127.0.0.1:{port}:{port}" for port in ports]}
     for name in ("gateway", "control"):
         assert services()[name]["environment"]["PENSTOCK_HOST"] == "0.0.0.0"
 
 
 def test_servers_are_on_the_inner_network_alone() -> None:
-    """Which nothing outside reaches; the proxy and the control plane, which are published, are on both."""
+    """Which nothing outside reaches; the proxy is on both."""
     assert compose()["networks"]["inner"]["internal"] is True
     both = {name for name, service in services().items() if "edge" in service.get("networks", [])}
-    assert both == {"proxy", "control"}
+    assert both == {"proxy"}
     assert all("inner" in services()[name]["networks"] for name in services().keys() - {"secrets"})
     assert services()["secrets"]["network_mode"] == "none"
+
+
+def test_our_containers_write_only_where_they_are_given_room() -> None:
+    """Their root is read-only; who keeps state has a volume at PENSTOCK_HOME."""
+    for name, service in ours().items():
+        assert service["read_only"] is True, name
+        if name != "secrets":
+            mounted = [volume.rpartition(":")[2] for volume in service["volumes"]]
+            assert "/var/lib/penstock" in mounted, name
 
 
 def test_every_image_is_pinned() -> None:

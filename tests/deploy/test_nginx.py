@@ -40,10 +40,11 @@ def test_upstreams_are_services_at_the_ports_they_listen_on() -> None:
     """And the proxy's own ports are those that are published."""
     settings = Settings()
     servers = set(re.findall(r"^\s*server (\S+):(\d+) ", CONF.read_text(), re.MULTILINE))
-    assert servers == {("gateway", str(settings.http_port)), ("gateway", str(settings.grpc_port))}
-    assert "gateway" in services()
+    asked = {"gateway": (settings.http_port, settings.grpc_port), "control": (settings.control_port,)}
+    assert servers == {(name, str(port)) for name, ports in asked.items() for port in ports}
+    assert asked.keys() <= services().keys()
     listening = re.findall(r"^\s*listen (\d+);", CONF.read_text(), re.MULTILINE)
-    assert [f"127.0.0.1:{port}:{port}" for port in listening] == services()["proxy"]["ports"]
+    assert sorted(f"127.0.0.1:{port}:{port}" for port in listening) == services()["proxy"]["ports"]
 
 
 def test_limits_are_those_of_a_gateway() -> None:
@@ -110,9 +111,10 @@ def native(gateways: list[Gateway], port: int, folder: Path) -> str:
     """The configuration for this machine."""
     text = CONF.read_text()
     servers = "".join(f"server 127.0.0.1:{gateway.server_address[1]} max_fails=0;" for gateway in gateways)
-    text = re.sub(r"server gateway:\d+ resolve max_fails=0;", servers, text)
+    text = re.sub(r"server (gateway|control):\d+ resolve max_fails=0;", servers, text)
     text = re.sub(r"resolver [^;]+;", "", text)
     text = text.replace("listen 8080;", f"listen 127.0.0.1:{port};")
+    text = text.replace("listen 8082;", f"listen 127.0.0.1:{free_port()};")
     text = text.replace("listen 8081;\n        http2 on;", f"listen 127.0.0.1:{free_port()} http2;")
     return "daemon off;\n" + text.replace("/tmp/", f"{folder}/").replace("/dev/stderr", f"{folder}/error.log")
 
