@@ -116,6 +116,11 @@ class Link:
             await self._watch(connection, lost)
         except (OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError) as error:
             log.warning("broker not usable", name=self._name, error=repr(error)[:200])
+        except asyncio.CancelledError:  # the library also says so that a connection ended while it was being set up
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            log.warning("broker lost while connecting", name=self._name)
         finally:
             self._set_up(False)
             self._on_lost()
