@@ -100,7 +100,7 @@ class Mongo:
         try:
             async with asyncio.timeout(WITHIN_S):
                 yield
-        except (PyMongoError, BSONError, TimeoutError, UnicodeError, OverflowError) as error:
+        except (PyMongoError, BSONError, TimeoutError, UnicodeError, OverflowError, RuntimeError) as error:
             if task.cancelling() > cancelled:
                 raise asyncio.CancelledError from error
             raise _translated(error) from error
@@ -270,7 +270,7 @@ def _record(kind: type[R], document: Document) -> R:
 
 
 def _translated(error: Exception) -> PenstockError:
-    if not isinstance(error, PyMongoError | TimeoutError):
+    if not isinstance(error, PyMongoError | TimeoutError | RuntimeError):  # the last: PyMongo's lock, when cancelled
         return InvalidRequest("the repository cannot keep such a value")
     if not isinstance(error, OperationFailure):
         log.debug("repository_away", error=repr(error))

@@ -22,6 +22,8 @@ from server.servers.base import Launch, Say, Server, connects
 from server.servers.places import Place, Running
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+PATIENT = {"RAY_health_check_timeout_ms": "30000", "RAY_health_check_failure_threshold": "10"}
+"""A node that shares a busy machine with everything else is slow, not dead."""
 OBJECT_STORE_BYTES = 256 << 20
 """Small, for requests do not pass through Ray's object store. Ray's own default is 30 % of the machine's memory."""
 LONGEST_FOLDER = 43
@@ -68,7 +70,7 @@ class RayHead(Server):
             "AUTOSCALER_METRIC_PORT": str(place.port("autoscaler")),
             "DASHBOARD_METRIC_PORT": str(place.port("dashboard metrics")),
         }
-        environment = {**exports, **metrics, "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {**exports, **metrics, **PATIENT, "RAY_USAGE_STATS_ENABLED": "0"}
         return Launch(self._arguments(place), address, environment, exports)
 
     def _arguments(self, place: Place) -> tuple[str, ...]:

@@ -472,7 +472,7 @@ def test_trap_6_every_error_has_the_one_form(running_server: RunningServer) -> N
         answers = {
             404: http.get("/no/such/path"),
             405: http.delete("/v2/models/iris"),
-            400: http.post("/api/v1/keys", json={"name": 7}),
+            400: http.post(f"{running_server.control}/api/v1/keys", json={"name": 7}),
         }
     for status, answer in answers.items():
         assert answer.status_code == status, answer.text
