@@ -22,12 +22,11 @@ from workers.child import Child
 from workers.conformity import Conformity
 from workers.frames import Frames
 from workers.messages import Batch, Cancel, Reply, Timing, decode, encode, failure_of
+from workers.watchdog import LOOK_S, MILLISECOND, SECOND, hung, latest_use
 from workers.worker import Timed
 
 log = structlog.get_logger(__name__)
 
-SECOND = 1_000_000_000
-LOOK_S = 0.25
 _LOST = failure_of(WorkerLost("the model's process was lost; it is being started again"))
 
 Done = Callable[[Reply], None]
@@ -166,11 +165,9 @@ class ChildLink:
         self._timer = self._loop.call_later(LOOK_S, self._look)
 
     def _hung(self, oldest: _Flight, now: int) -> bool:
-        """Silent for longer than 3 × p99 + 1 s, than the floor, and than anybody aboard could still use an answer."""
-        slowest = max(self._services, default=0)
-        patience = max(3 * slowest + SECOND, int(self._patience * SECOND))
-        latest = max(member.deadline for member in oldest.batch.members)
-        return now - max(oldest.sent, self._replied) > patience and now > latest + SECOND
+        latest = latest_use(oldest.batch.members, oldest.sent, self.version.default_deadline_ms * MILLISECOND)
+        silent_since = max(oldest.sent, self._replied)
+        return hung(silent_since, latest, max(self._services, default=0), int(self._patience * SECOND), now)
 
 
 def _lost(batch: Batch) -> Reply:

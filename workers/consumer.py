@@ -14,6 +14,7 @@ import itertools
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
@@ -30,6 +31,7 @@ from repository.records import Version
 from workers.channels import Channels
 from workers.endpoint import Endpoint
 from workers.feed import Feed
+from workers.messages import Member
 from workers.pulse import Second
 
 log = structlog.get_logger(__name__)
@@ -109,6 +111,12 @@ class Consumer:
         except ConnectionError:
             log.warning("broker lost while draining", model=self._version.key)
         await self._link.close()
+
+    async def blame(self, members: Sequence[Member]) -> None:
+        """The model hangs on these, and this process ends now: keep a record where the culprit is certain and would be
+        seen no more. Raises ConnectionError."""
+        if self._feed is not None:
+            await self._feed.blame(members)
 
     # --- told by the link and the endpoint ------------------------------------------------------------------------
 

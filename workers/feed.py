@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from workers.cancels import Cancels
 from workers.channels import Channels
 from workers.delivery import Delivery, read, sender_of
 from workers.endpoint import Endpoint
-from workers.messages import Cancel, Failure, Reply, Timing, failure_of
+from workers.messages import Cancel, Failure, Member, Reply, Timing, failure_of
 from workers.outlet import table
 from workers.prefetch import Prefetch
 from workers.pulse import Pulse
@@ -41,6 +41,7 @@ LARGEST_REPLY = 15 << 20
 WHOLE = table({SEQUENCE: 0, FINAL: True})
 NOTICE = table({SEQUENCE: 0, FINAL: False})
 """Of an empty reply: answers come member by member, nobody need send the batch again."""
+HANGS = "the model hung on this request until nobody could use an answer; its process was ended"
 HEADERS = 1 << 19
 """Room for what a reply says beside its outputs."""
 
@@ -229,6 +230,17 @@ class Feed:
         if failure is None:
             return b""
         return self._reply(delivery.reply_to, Reply(delivery.home, [failure], Timing()), retry.member)
+
+    async def blame(self, members: Sequence[Member]) -> None:
+        """The model hangs on these. What has time left comes again and is tried by itself; of a member that has none,
+        and was alone, this is the only trace."""
+        now = time.monotonic_ns()
+        if len(members) != 1 or not 0 < members[0].deadline <= now:
+            return
+        for delivery in self._cancels:
+            for at, member in enumerate(delivery.batch.members):
+                if member is members[0]:
+                    await self._record(suspects.alone(delivery, at), HANGS, new_error_id())
 
     async def _record(self, body: bytes, cause: str, error_id: str) -> None:
         record = suspects.poison(body, cause, self._version, time.time(), error_id)

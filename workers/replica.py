@@ -1,6 +1,7 @@
 """A Ray Serve replica: one process that loads one version and takes its batches from the broker.
 
     its process lives: beats STARTING ─► loads and warms ─► READY, takes batches ─► asked to stop: drains, leaves
+                                             │                       └── its model hangs in it: ends at once
                                              └── it cannot be served: beats FAILED and why, until it is taken away
 
 Ray Serve places, counts and restarts replicas; no request passes through it. Its constructor returns when the model is
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from workers.endpoint import Endpoint
 from workers.folder import sweep
 from workers.loading import load, refusal
 from workers.settings_file import settings_from
+from workers.watchdog import watch
 from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -42,16 +44,21 @@ FAILED_FOR_S = 30.0
 
 
 class Hosted:
-    """One version at the broker, from the first beat to the last reply."""
+    """One version at the broker, from the first beat to the last reply. `end`: how this process ends at once, with an
+    exit code, where its model hangs in it."""
 
-    def __init__(self, version: Version, settings: Settings, device: str) -> None:
+    def __init__(
+        self, version: Version, settings: Settings, device: str, end: Callable[[int], object] = os._exit
+    ) -> None:
         self.instance = new_instance("replica")
         self._version = version
         self._settings = settings
         self._device = device
+        self._end = end
         self._consumer = Consumer(settings.amqp_url, self.instance, version, device)
         self._endpoint: Worker | Child | None = None
         self._running: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._failed_at = 0.0
 
     def __repr__(self) -> str:
@@ -67,7 +74,10 @@ class Hosted:
             self._failed_at = time.monotonic()
             self._consumer.say(FAILED, refusal(self._version, error))
             return
-        self._consumer.serve(_fed(self._endpoint, self._settings), note)
+        patience_s = self._settings.child_patience_s
+        if isinstance(self._endpoint, Worker):
+            self._watching = asyncio.create_task(watch(self._endpoint, patience_s, self._consumer.blame, self._end))
+        self._consumer.serve(_fed(self._endpoint, patience_s), note)
         log.info("replica ready", model=self._version.key, instance=self.instance, device=self._device, note=note)
 
     async def stop(self) -> None:
@@ -75,10 +85,10 @@ class Hosted:
         await self._consumer.drain(self._settings.drain_timeout_s)
         if self._endpoint is not None:
             await self._endpoint.close(1.0)
-        if self._running is not None:
-            self._running.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._running
+        tasks = [task for task in (self._watching, self._running) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def check(self) -> None:
         """Raise where another replica had better take over."""
@@ -105,8 +115,8 @@ class Hosted:
         log.warning("child changed", model=version.key, state=state, reason=reason)
 
 
-def _fed(endpoint: Worker | Child, settings: Settings) -> Endpoint:
-    return ChildLink(endpoint, settings.child_patience_s) if isinstance(endpoint, Child) else endpoint
+def _fed(endpoint: Worker | Child, patience_s: float) -> Endpoint:
+    return ChildLink(endpoint, patience_s) if isinstance(endpoint, Child) else endpoint
 
 
 class Replica:

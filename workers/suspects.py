@@ -65,17 +65,17 @@ def _retry(delivery: Delivery, at: int, now: int) -> Retry:
     headers = delivery.headers | {ATTEMPT: delivery.attempt + 1, MEMBER: member}
     if left is not None and left <= 0:
         return Retry(member, b"", headers, 0, EXPIRED)
-    return Retry(member, as_body(_only(delivery, at)), headers, None if left is None else min(left, LONGEST_MS))
+    return Retry(member, alone(delivery, at), headers, None if left is None else min(left, LONGEST_MS))
 
 
-def _only(delivery: Delivery, at: int) -> Batch:
-    """Member `at` by itself, with its gateway's id and in its gateway's clock again."""
+def alone(delivery: Delivery, at: int) -> bytes:
+    """Member `at` by itself as a message, with its gateway's id and in its gateway's clock again."""
     batch = delivery.batch
     member = msgspec.structs.replace(batch.members[at])
     if member.deadline:
         member.deadline -= delivery.shift or 0
     columns = [Column(c.name, c.datatype, c.shape, [c.pieces[at]]) for c in batch.inputs]
-    return Batch(delivery.home, batch.batched, [member], columns, batch.parameters)
+    return as_body(Batch(delivery.home, batch.batched, [member], columns, batch.parameters))
 
 
 def as_body(message: Batch | Reply) -> bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from core.errors import DeadlineExceeded, Internal, Unavailable, WorkerLost, new
 from repository.records import Version
 from workers.coalesce import choose, join, pick
 from workers.execution import Result, Runner, Stages
-from workers.messages import Batch, Cancel, Failure, Reply, Timing, failure_of
+from workers.messages import Batch, Cancel, Failure, Member, Reply, Timing, failure_of
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,13 @@ class Timed(NamedTuple):
 
     rows: int
     seconds: float
+
+
+class Execution(NamedTuple):
+    """What the model works on: since when, and whose rows."""
+
+    started: int
+    members: Sequence[Member]
 
 
 class _Job:
@@ -59,7 +67,8 @@ class _Job:
 
 
 class Worker:
-    """`clock` gives monotonic nanoseconds. All methods but `work` belong to the thread that replies are posted to."""
+    """`clock` gives monotonic nanoseconds. All methods but `work` belong to the thread that replies are posted to;
+    `execution` (what runs now) and `slowest` (nanoseconds of the longest one lately) may be read from any."""
 
     ready = True
     """It takes batches as long as it lives."""
@@ -68,6 +77,9 @@ class Worker:
         self, runner: Runner, samples: Sequence[Timed], post: Post, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self.samples = list(samples)
+        self.execution: Execution | None = None
+        self.slowest = 0
+        self._services: deque[int] = deque(maxlen=128)
         self._runner = runner
         self._post = post
         self._clock = clock
@@ -143,7 +155,9 @@ class Worker:
             jobs = [queued[at] for at in chosen]
             for at in reversed(chosen):
                 del queued[at]
-            self._hand_over(self._answers(jobs))
+            replies = self._answers(jobs)
+            self._ended()
+            self._hand_over(replies)
         self._runner.close()
 
     def _gather(self, queued: list[_Job]) -> bool:
@@ -171,6 +185,7 @@ class Worker:
         verdicts = [job.verdicts(started) for job in jobs]
         batches = [_living(job.batch, dead) for job, dead in zip(jobs, verdicts, strict=True)]
         batch, stages = join([b for b in batches if b.members] or batches[:1]), Stages()
+        self.execution = Execution(started, batch.members) if batch.members else None
         results = self._runner.answer(batch, stages) if batch.members else []
         rows = batch.rows
         replies, at = [], 0
@@ -180,6 +195,12 @@ class Worker:
             replies.append((job, Reply(job.batch.id, _results(dead, results[at:end]), timing)))
             at = end
         return replies
+
+    def _ended(self) -> None:
+        execution, self.execution = self.execution, None
+        if execution is not None:
+            self._services.append(self._clock() - execution.started)
+            self.slowest = max(self._services)
 
     def _hand_over(self, replies: list[tuple[_Job, Reply]]) -> None:
         try:

@@ -1,7 +1,7 @@
-"""A replica in a process of its own, to be killed: `python -m tests.workers.consuming URL`; SIGTERM drains it.
+"""A replica in a process of its own, to be killed: `python -m tests.workers.consuming URL FILE S`; SIGTERM drains it.
 
-Its model doubles, but ends the process at a row of ALWAYS, and takes as long over a row of SLOW as the file is there
-that its second argument names.
+Its model doubles, but ends the process at a row of ALWAYS, takes as long over a row of SLOW as FILE is there, and never
+ends with a row of HANGS: it is ended then, with a patience of S seconds.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from core.topology import new_instance
@@ -18,9 +19,10 @@ from workers.consumer import Consumer
 from workers.execution import Runner
 from workers.merge import Arrays
 from workers.messages import Scalar
+from workers.watchdog import watch
 from workers.worker import Timed, Worker
 
-ALWAYS, SLOW = 666, 555
+ALWAYS, SLOW, HANGS = 666, 555, 777
 MADE = Version(
     model="m",
     version=1,
@@ -49,22 +51,26 @@ class Deadly:
         if SLOW in values:
             while self._held.exists():
                 os.sched_yield()
+        while HANGS in values:
+            time.sleep(1)
         return {"y": inputs["x"] * 2}
 
     def close(self) -> None:
         """Nothing to free."""
 
 
-async def main(url: str, held: str) -> None:
+async def main(url: str, held: str, patience_s: str) -> None:
     loop = asyncio.get_running_loop()
     worker = Worker(Runner(MADE, Deadly(Path(held))), [Timed(1, 0.001)], loop.call_soon_threadsafe)
     worker.start()
     consumer = Consumer(url, new_instance("replica"), MADE)
     consumer.serve(worker)
+    watching = asyncio.create_task(watch(worker, float(patience_s), consumer.blame, os._exit))
     loop.add_signal_handler(signal.SIGTERM, lambda: loop.create_task(consumer.drain(20.0)))
     await consumer.run()
+    watching.cancel()
     await worker.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:3]))
+    asyncio.run(main(*sys.argv[1:4]))

@@ -40,7 +40,7 @@ def version(
         size=1,
         signature=Signature(tuple(inputs), tuple(outputs)),
         max_batch=max_batch,
-        default_deadline_ms=1000,
+        default_deadline_ms=more.pop("default_deadline_ms", 1000),
         queue_bound=10,
         created=0.0,
         **more,

@@ -23,12 +23,13 @@ from tests.running import clean_environment
 from tests.services import Broker
 from tests.toxics import Toxics
 from tests.workers.asking import BOUND_S, Replica, gateway_at, until
-from tests.workers.consuming import ALWAYS, SLOW
+from tests.workers.consuming import ALWAYS, HANGS, SLOW
 from tests.workers.samples import array_of, batch_of, failure_in, python_file, rows, version
 from workers.child import Child
 from workers.child_link import ChildLink
 from workers.consumer import Consumer
 from workers.messages import Failure
+from workers.watchdog import HUNG, SECOND
 
 
 class Others:
@@ -36,12 +37,15 @@ class Others:
 
     def __init__(self, url: str, held: Path) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
+        self.ended: list[int] = []
+        """The exit codes of those that `keep` found dead."""
+        self.patience_s = 10.0
         self._url = url
         self._held = held
         held.touch()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "tests.workers.consuming", self._url, str(self._held)]
+        command = [sys.executable, "-m", "tests.workers.consuming", self._url, str(self._held), str(self.patience_s)]
         self.running.append(subprocess.Popen(command, env=clean_environment()))
 
     def go(self) -> None:
@@ -51,7 +55,8 @@ class Others:
     async def keep(self, count: int) -> None:
         """Start another for each that dies, for ever."""
         while True:
-            self.running = [process for process in self.running if process.poll() is None]
+            self.ended += [process.returncode for process in self.running if process.poll() is not None]
+            self.running = [process for process in self.running if process.returncode is None]
             for _ in range(count - len(self.running)):
                 self.start()
             await asyncio.sleep(0.02)
@@ -126,6 +131,39 @@ async def test_several_culprits_do_not_take_the_innocent_with_them(amqp_url: str
         for at, answer in enumerate(answers):
             second = "model_failed" if at % 4 == 3 else 2 * at
             assert values(await answer.done(90)) == [2 * at, second]
+
+
+async def test_one_that_hangs_the_model_is_given_up_too(amqp_url: str, others: Others) -> None:
+    """For ever, on the thread of a replica's own process: that is ended and replaced, those beside it are answered, and
+    after its tries it goes the way of what kills."""
+    others.patience_s = 0.1
+    async with gateway_at(amqp_url) as asking, kept(others, 2):
+        await asking.until_ready(2)
+        answer = await asking.ask(batch_of(rows(1), rows(HANGS), rows(3)))
+        beside = [await asking.ask(batch_of(rows(at))) for at in range(20)]
+        assert values(await answer.done(60)) == [2, "model_failed", 6]
+        for at, other in enumerate(beside):
+            assert values(await other.done()) == [2 * at]
+        (record,) = await asking.poison()
+        assert record["error_id"] == failure_in(answer.results[1]).error_id
+        assert "3 tries" in record["cause"]
+        await until(lambda: len(others.running) == 2)
+        assert others.ended == [HUNG] * 4
+
+
+async def test_one_that_hangs_past_its_deadline_leaves_a_record(amqp_url: str, others: Others) -> None:
+    """Nobody waits for it any more, so it is not tried again; who waits behind it is answered by the next process."""
+    others.patience_s = 0.1
+    async with gateway_at(amqp_url) as asking, kept(others, 1):
+        await asking.until_ready()
+        now = time.monotonic_ns()
+        await asking.ask(batch_of(rows(HANGS), deadlines=[now + SECOND]), expiration=1)
+        await until(lambda: asking.heard[-1].in_flight == 1)
+        behind = await asking.ask(batch_of(rows(2), rows(3), deadlines=[now + 60 * SECOND] * 2), expiration=60)
+        assert values(await behind.done()) == [4, 6]
+        (record,) = await asking.poison()
+        assert "hung" in record["cause"]
+        assert others.ended == [HUNG]
 
 
 async def test_a_process_told_to_end_drains(amqp_url: str, others: Others) -> None:

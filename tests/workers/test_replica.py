@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,13 @@ from core.beats import FAILED, READY, STARTING
 from core.settings import Settings
 from repository.opening import open_repository
 from repository.records import Version
-from tests.workers.asking import gateway_at, until
+from tests.workers.asking import Doubler, gateway_at, until
 from tests.workers.samples import array_of, batch_of, doubler, python_file, rows, version
 from workers import replica
+from workers.execution import Runner
 from workers.replica import Hosted, threads_of
+from workers.watchdog import HUNG
+from workers.worker import Worker
 
 DOUBLES = """
     class Doubles:
@@ -102,17 +104,41 @@ async def test_what_cannot_be_served_is_told_until_it_is_taken_away(
         await hosted.stop()
 
 
+async def test_a_model_that_hangs_in_it_ends_its_process(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then it beats as if nothing were: beats come from the event loop."""
+    model, made, ended = Doubler(), version(), list[int]()
+    worker = Worker(Runner(made, model), [], asyncio.get_running_loop().call_soon_threadsafe)
+    worker.start()
+
+    async def loaded(*_: object) -> tuple[Worker, str]:
+        return worker, ""
+
+    monkeypatch.setattr(replica, "load", loaded)
+    impatient = settings.model_copy(update={"child_patience_s": 0.1})
+    async with gateway_at(settings.amqp_url, made) as asking:
+        hosted = Hosted(made, impatient, "cpu", ended.append)
+        await hosted.start()
+        await asking.until_ready()
+        model.gate.clear()
+        await asking.ask(batch_of(rows(1)))
+        await until(lambda: ended)
+        assert ended == [HUNG]
+        assert asking.heard[-1].state == READY
+        model.gate.set()
+        await hosted.stop()
+
+
 async def test_it_waits_for_a_repository_that_is_away(settings: Settings, tmp_path: Path) -> None:
     """And says so meanwhile: a replica that is restarted then must not fail."""
-    artifact = doubler(tmp_path)
-    made = version(digest=hashlib.sha256(artifact.read_bytes()).hexdigest())
+    made = await stored(settings, doubler(tmp_path))
+    for file in tmp_path.glob("repository.sqlite*"):
+        file.unlink()
     (tmp_path / "repository.sqlite").mkdir()
     async with gateway_at(settings.amqp_url, made) as asking:
         hosted = Hosted(made, settings, "cpu")
         starting = asyncio.create_task(hosted.start())
         await until(lambda: any(beat.state == STARTING and beat.reason for beat in asking.heard))
         (tmp_path / "repository.sqlite").rmdir()
-        await stored(settings, artifact)
         await starting
         await asking.until_ready()
         await hosted.stop()
