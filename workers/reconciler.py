@@ -5,6 +5,7 @@ a new process goes on where the last one ended, and replicas do not notice. What
 failed, since when something waits) is only what it would find out again.
 
 Where the repository, the broker or Ray is away, what runs goes on running, and nothing is begun.
+What was begun ends where this process is no longer the one that reconciles (`workers/mandate.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -28,6 +28,7 @@ from repository.store import Store
 from repository.watch import Watch
 from workers import placement, reconcile
 from workers.lookout import Lookout
+from workers.mandate import Lapsed, Mandate, Serves
 from workers.placement import Cluster, Spec, spec_of
 from workers.plan import UNLOADED, Say, Unload
 from workers.reconcile import Action, Actual, Application, Deploy, Fail, Open, listed
@@ -45,18 +46,6 @@ APPEARS_S = 5.0
 """Within which Serve shows an application that it was told to have."""
 
 
-class Serves(Protocol):
-    """`workers/serving.py`. Every method raises Unavailable where Ray is away."""
-
-    async def applications(self) -> dict[Place, Application]: ...
-
-    async def cluster(self) -> Cluster: ...
-
-    async def deploy(self, version: Version, spec: Spec) -> None: ...
-
-    async def delete(self, place: Place) -> None: ...
-
-
 class Reconciler:
     """`may_act`: whether this process is the one that reconciles."""
 
@@ -71,12 +60,11 @@ class Reconciler:
         may_act: Callable[[], bool],
     ) -> None:
         self._watch = watch
-        self._commands = commands
         self._serving = serving
         self._lookout = lookout
         self._settings = settings
-        self._may_act = may_act
         self._states = States(store, watch)
+        self._mandate = Mandate(self._states, commands, serving, lookout, may_act)
         self._scaler = Scaler()
         self._busy: dict[Place, str] = {}
         self._failed: dict[Place, int] = {}
@@ -100,7 +88,7 @@ class Reconciler:
                 async with asyncio.timeout(LOOK_S):
                     await self._poked.wait()
             self._poked.clear()
-            if self._may_act() and self._watch.confirmed:
+            if self._mandate.held() and self._watch.confirmed:
                 await self._look()
             await asyncio.sleep(STEP_S)
 
@@ -188,6 +176,8 @@ class Reconciler:
         async def run() -> None:
             try:
                 await work
+            except Lapsed:
+                log.info("left to another process", model=f"{place[0]}/{place[1]}")
             except Unavailable as error:
                 log.warning("not done, tried again", model=f"{place[0]}/{place[1]}", error=error.message)
                 await asyncio.sleep(self._settings.poll_interval_s)
@@ -204,14 +194,14 @@ class Reconciler:
 
     async def _say(self, action: Say) -> None:
         if (action.state, action.reason) == (UNAVAILABLE, UNLOADED):
-            await self._lookout.delete_queues(action.version.model, action.version.version)
-        await self._states.say(action.version, action.state, action.reason)
+            await self._mandate.delete_queues((action.version.model, action.version.version))
+        await self._mandate.say(action.version, action.state, action.reason)
 
     async def _deploy(self, action: Deploy) -> None:
         version, spec = action.version, action.spec
         if action.fresh:
-            await self._states.say(version, LOADING)
-        await self._serving.deploy(version, spec)
+            await self._mandate.say(version, LOADING)
+        await self._mandate.deploy(version, spec)
         log.info("deployed", model=version.key, **spec._asdict())
         place = (version.model, version.version)
         await self._until(lambda applications: place in applications and applications[place].spec == spec, APPEARS_S)
@@ -221,14 +211,14 @@ class Reconciler:
         try:
             found = msgspec.msgpack.decode(beat.signature, type=Signature)
             if (found, beat.max_batch) != (version.signature, version.max_batch):
-                version = await self._commands.complete_signature(version, found, beat.max_batch)
+                version = await self._mandate.complete(version, found, beat.max_batch)
         except Unavailable:
             raise
         except (PenstockError, msgspec.DecodeError) as error:
             reason = error.message if isinstance(error, PenstockError) else "its replica told no signature"
             await self._fail(Fail(version, beat.attempt, reason))
             return
-        await self._states.say(version, READY, beat.note)
+        await self._mandate.say(version, READY, beat.note)
         self._failed.pop((version.model, version.version), None)
         log.info("version ready", model=version.key, note=beat.note)
 
@@ -236,7 +226,7 @@ class Reconciler:
         version = action.version
         place = (version.model, version.version)
         self._failed[place] = action.attempt
-        await self._states.say(version, UNAVAILABLE, action.reason)
+        await self._mandate.say(version, UNAVAILABLE, action.reason)
         log.warning("version not loaded", model=version.key, reason=action.reason)
         await self._remove(place)
 
@@ -244,11 +234,11 @@ class Reconciler:
         """Routes first, then the queue, then the replicas: each step waits for the one before."""
         version = self._watch.catalog.version(*place) or self._known.get(place)
         if version is not None:
-            await self._states.say(version, UNLOADING)
+            await self._mandate.say(version, UNLOADING)
         await self._drained(place)
         await self._remove(place)
         if version is not None:
-            await self._states.say(version, UNAVAILABLE, UNLOADED, best_effort=True)
+            await self._mandate.say(version, UNAVAILABLE, UNLOADED, best_effort=True)
         self._known.pop(place, None)
         log.info("version unloaded", model=f"{place[0]}/{place[1]}")
 
@@ -257,6 +247,7 @@ class Reconciler:
         long as the broker is away."""
         heard = 0.0
         while heard < 2 * self._settings.drain_timeout_s:
+            self._mandate.check()
             if await self._quiet(place):
                 return
             await asyncio.sleep(STEP_S)
@@ -273,13 +264,14 @@ class Reconciler:
         return await self._lookout.waiting(*place) == 0
 
     async def _remove(self, place: Place) -> None:
-        await self._serving.delete(place)
+        await self._mandate.delete(place)
         await self._until(lambda applications: place not in applications, self._settings.drain_timeout_s * 2)
-        await self._lookout.delete_queues(*place)
+        await self._mandate.delete_queues(place)
 
     async def _until(self, so: Callable[[dict[Place, Application]], bool], timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
+            self._mandate.check()
             if so(await self._serving.applications()):
                 return
             await asyncio.sleep(SERVE_LOOK_S)

@@ -1,0 +1,212 @@
+"""The reconciler's steps: whoever no longer holds the lease changes nothing more, not even within what it has begun."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import pytest
+from structlog.typing import EventDict
+
+from core import beats
+from core.beats import FAILED, ReplicaBeat
+from core.settings import Settings
+from repository.catalog import Place
+from repository.commands import Commands
+from repository.opening import open_repository
+from repository.records import AUTO, LOADING, NEVER, READY, UNLOADING, Record, Signature, Version, VersionState
+from repository.store import Store
+from repository.watch import Watch
+from tests.workers.asking import until
+from tests.workers.samples import version
+from workers.lookout import Lookout
+from workers.placement import Cluster, Node, Spec
+from workers.reconcile import Application
+from workers.reconciler import Reconciler
+
+R = TypeVar("R", bound=Record)
+HERE = ("m", 1)
+
+
+class Site:
+    """A cluster and a broker that do at once what they are told, and a real repository. What the reconciler changes is
+    noted, in order; the lease is lost after `keeps` changes."""
+
+    def __init__(self, folder: Path, keeps: int) -> None:
+        self.settings = Settings(home=folder, poll_interval_s=0.01, drain_timeout_s=0.2)
+        self.done: list[str] = []
+        self.running: dict[Place, Application] = {}
+        self.queued = 0
+        self.deposed = False
+        self._keeps = keeps
+
+    @property
+    def held(self) -> bool:
+        return not self.deposed and len(self.done) < self._keeps
+
+    def note(self, what: str) -> None:
+        self.done.append(what)
+
+
+class Runs:
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def applications(self) -> dict[Place, Application]:
+        return dict(self._site.running)
+
+    async def cluster(self) -> Cluster:
+        return Cluster([Node({"CPU": 4.0}, {"CPU": 4.0})], [])
+
+    async def deploy(self, version: Version, spec: Spec) -> None:
+        self._site.running[version.model, version.version] = Application(spec)
+        self._site.note("deploy")
+
+    async def delete(self, place: Place) -> None:
+        del self._site.running[place]
+        self._site.note("delete")
+
+
+class Ears(Lookout):
+    """Hears what the test says; it has no connection."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__("amqp://nowhere", lambda: None, lambda: None)
+        self._site = site
+
+    def hearing(self, now: int) -> bool:
+        return True
+
+    async def waiting(self, model: str, version: int) -> int:
+        return self._site.queued
+
+    async def delete_queues(self, model: str, version: int) -> None:
+        self._site.note("delete queues")
+
+
+class Noted:
+    """A store that notes what states are written."""
+
+    def __init__(self, store: Store, site: Site) -> None:
+        self._store = store
+        self._site = site
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def insert(self, record: R) -> R:
+        self._note(record)
+        return await self._store.insert(record)
+
+    async def replace(self, record: R) -> R:
+        self._note(record)
+        return await self._store.replace(record)
+
+    def _note(self, record: Record) -> None:
+        if isinstance(record, VersionState):
+            self._site.note(record.state)
+        elif isinstance(record, Version) and self._site.running:
+            self._site.note("complete")
+
+
+def heard(state: str, made: Version) -> ReplicaBeat:
+    return ReplicaBeat(
+        sender="replica",
+        boot="b",
+        sent=0,
+        model="m",
+        version=1,
+        attempt=1,
+        state=state,
+        reason="broken" if state == FAILED else "",
+        signature=msgspec.msgpack.encode(made.signature),
+        max_batch=made.max_batch,
+    )
+
+
+class Story(NamedTuple):
+    """What is there, what is heard, what the reconciler does about it."""
+
+    does: Sequence[str]
+    runs: bool = True
+    state: str = ""
+    beat: str = ""
+    wanted: str = AUTO
+    outputs: bool = True
+
+
+STORIES = {
+    "deploys": Story(["LOADING", "deploy"], runs=False),
+    "opens": Story(["READY"], state=LOADING, beat=beats.READY),
+    "completes and opens": Story(["complete", "READY"], state=LOADING, beat=beats.READY, outputs=False),
+    "fails": Story(["UNAVAILABLE", "delete", "delete queues"], state=LOADING, beat=FAILED),
+    "lets go": Story(["UNLOADING", "delete", "delete queues", "UNAVAILABLE"], state=READY, wanted=NEVER),
+    "forgets": Story(["delete queues", "UNAVAILABLE"], state=UNLOADING, runs=False, wanted=NEVER),
+}
+
+
+@asynccontextmanager
+async def reconciling(folder: Path, story: Story, keeps: int) -> AsyncIterator[Site]:
+    site = Site(folder, keeps)
+    whole = version(wanted=story.wanted)
+    made = whole if story.outputs else msgspec.structs.replace(whole, signature=Signature(whole.signature.inputs, ()))
+    store, artifacts = await open_repository(site.settings)
+    await store.insert(made)
+    if story.state:
+        await store.insert(VersionState(model="m", version=1, state=story.state))
+    if story.runs:
+        site.running[HERE] = Application(Spec(1, 1.0))
+    noted = Noted(store, site)
+    watch = Watch(noted, 0.01)
+    await watch.refresh()
+    ears = Ears(site)
+    if story.beat:
+        ears.fleet.hear(heard(story.beat, whole), time.monotonic_ns())
+    commands = Commands(noted, artifacts, site.settings, watch)
+    reconciler = Reconciler(noted, watch, commands, Runs(site), ears, site.settings, lambda: site.held)
+    tasks = [asyncio.create_task(watch.run()), asyncio.create_task(reconciler.run())]
+    try:
+        yield site
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await reconciler.close()
+        await store.close()
+
+
+CUTS = [(name, keeps) for name, story in STORIES.items() for keeps in range(1, len(story.does) + 1)]
+
+
+@pytest.mark.parametrize(("name", "keeps"), CUTS)
+async def test_who_loses_the_lease_changes_nothing_more(
+    tmp_path: Path, name: str, keeps: int, logged: list[EventDict]
+) -> None:
+    """After each change that a step makes, in turn: the step ends there, with a line that says so."""
+    story = STORIES[name]
+    async with reconciling(tmp_path, story, keeps) as site:
+        await until(lambda: len(site.done) >= keeps)
+        if keeps < len(story.does) or story.does[-1] == "deploy":
+            await until(lambda: any(entry["event"] == "left to another process" for entry in logged))
+        assert site.done == story.does[:keeps]
+    assert not [entry for entry in logged if entry["event"] == "reconciling failed"]
+
+
+async def test_nor_what_it_waited_for(tmp_path: Path, logged: list[EventDict]) -> None:
+    """A lease that is lost while a step waits ends it, though it be won back before there is anything to change:
+    another process may have begun anew."""
+    async with reconciling(tmp_path, STORIES["lets go"], 99) as site:
+        site.queued = 1
+        await until(lambda: site.done == ["UNLOADING"])
+        site.deposed = True
+        await until(lambda: [entry["event"] for entry in logged].count("left to another process") == 1)
+        site.queued = 0
+        assert site.done == ["UNLOADING"]
+        site.deposed = False
+        await until(lambda: len(site.done) == 1 + len(STORIES["lets go"].does))
+        assert site.done[1:] == STORIES["lets go"].does
