@@ -3,7 +3,8 @@
 One version, from here to there and back (states as the repository tells them, `workers/reconciler.py` does the steps):
 
     wanted ─► LOADING: an application ─► a replica beats READY ─► READY: gateways open it
-                 └── it beats FAILED, or its process dies again and again ─► UNAVAILABLE and why; taken away
+                 └── it beats FAILED, its process dies again and again, or no replica of it is ever heard
+                         ─► UNAVAILABLE and why; taken away
     no longer wanted, and every gateway serves what takes its place ─► UNLOADING: gateways close it ─► its queue is
     empty ─► replicas drain ─► its queues are deleted ─► UNAVAILABLE "unloaded"
 
@@ -25,6 +26,9 @@ from workers.placement import Spec
 from workers.plan import Say, Unload
 
 CRASHED = "its process died each time it was started, before the model was ready"
+NEVER_HEARD = (
+    "none of its replicas was heard at the broker for {} s, though a node has room: do they start, can they reach it?"
+)
 RESTARTING = "none of its replicas is heard; they are being started again"
 
 
@@ -38,13 +42,15 @@ class Application(NamedTuple):
 
 
 class Actual(NamedTuple):
-    """`short`: places of which replicas have waited for a node for long, and what is missing. `hearing`: whether
-    beats would be heard; if not, silence says nothing."""
+    """`short`: places of which replicas have waited for a node for long, and what is missing. `unheard`: seconds for
+    which no replica of a place was heard that was not short. `hearing`: whether beats would be heard; if not, silence
+    says nothing."""
 
     applications: Mapping[Place, Application]
     replicas: Mapping[Place, Sequence[ReplicaBeat]]
     gateways: Sequence[GatewayBeat] = ()
     short: Mapping[Place, str] = {}
+    unheard: Mapping[Place, float] = {}
     hearing: bool = True
 
 
@@ -81,11 +87,13 @@ def plan(
     busy: Mapping[Place, str],
     failed: Mapping[Place, int],
     loads: int,
+    patience_s: float,
 ) -> list[Action]:
     """What to begin now, one action a version.
 
     `busy`: versions with which something was begun, as LOADING or UNLOADING. `failed`: the attempt at which a version
-    could not be served. `loads`: versions that may be loaded at one time.
+    could not be served. `loads`: versions that may be loaded at one time. `patience_s`: for which a version that loads
+    may have no replica that is heard.
     """
     held = phases(catalog, actual, busy)
     want = wanted(one_process.as_held(catalog, held))
@@ -107,7 +115,7 @@ def plan(
     for place in sorted(held.keys() & want - taken):
         version = catalog.version(*place)
         if version is not None and not actual.applications[place].leaving:
-            step = _further(version, held[place], specs[place], actual, catalog.states.get(place))
+            step = _further(version, held[place], specs[place], actual, catalog.states.get(place), patience_s)
             actions += [] if step is None else [step]
     return actions
 
@@ -133,13 +141,22 @@ def switched(place: Place, want: set[Place], held: Mapping[Place, str], actual: 
     return all(successors <= listed(gateway) for gateway in actual.gateways)
 
 
+def unheard(since: Mapping[Place, float], actual: Actual, now: float) -> dict[Place, float]:
+    """Since when (monotonic seconds) no replica of each application has been heard. It counts anew for what was heard
+    or found no node, and for all while nobody would be heard."""
+    silent = (
+        actual.applications.keys() - actual.short.keys() - {place for place, beats in actual.replicas.items() if beats}
+    )
+    return {place: since.get(place, now) for place in silent} if actual.hearing else {}
+
+
 def listed(gateway: GatewayBeat) -> set[Place]:
     """What a gateway may still send a batch of."""
     return {(share.model, share.version) for share in gateway.open}
 
 
 def _further(
-    version: Version, phase: str, spec: Spec, actual: Actual, state: VersionState | None
+    version: Version, phase: str, spec: Spec, actual: Actual, state: VersionState | None, patience_s: float
 ) -> Deploy | Open | Fail | Say | None:
     place = _place(version)
     application = actual.applications[place]
@@ -147,7 +164,7 @@ def _further(
     ready = [beat for beat in beats if beat.state == READY]
     if ready and (phase == LOADING or state is None or state.state != READY):
         return Open(version, ready[0])
-    if phase == LOADING and (failure := _failure(version, application, beats)) is not None:
+    if phase == LOADING and (failure := _failure(version, actual, patience_s)) is not None:
         return failure
     if application.spec != spec:
         return Deploy(version, spec, fresh=False)
@@ -159,11 +176,16 @@ def _further(
     return None
 
 
-def _failure(version: Version, application: Application, beats: Sequence[ReplicaBeat]) -> Fail | None:
-    refused = next((beat for beat in beats if beat.state == FAILED), None)
+def _failure(version: Version, actual: Actual, patience_s: float) -> Fail | None:
+    place = _place(version)
+    refused = next((beat for beat in actual.replicas.get(place, ()) if beat.state == FAILED), None)
     if refused is not None:
         return Fail(version, refused.attempt, refused.reason)
-    return Fail(version, version.attempt, CRASHED) if application.failed else None
+    if actual.applications[place].failed:
+        return Fail(version, version.attempt, CRASHED)
+    if actual.hearing and actual.unheard.get(place, 0.0) > patience_s:
+        return Fail(version, version.attempt, NEVER_HEARD.format(round(actual.unheard[place])))
+    return None
 
 
 def _loading(version: Version, short: str, state: VersionState | None) -> Say | None:

@@ -42,6 +42,8 @@ STEP_S = 0.1
 SERVE_LOOK_S = 0.25
 SHORT_AFTER_S = 3.0
 """A replica that has waited for a node this long does not just wait its turn."""
+STARTS_S = 60.0
+"""For Ray to start a replica's process, and that to be heard: beyond the time to load."""
 APPEARS_S = 5.0
 """Within which Serve shows an application that it was told to have."""
 
@@ -69,6 +71,7 @@ class Reconciler:
         self._busy: dict[Place, str] = {}
         self._failed: dict[Place, int] = {}
         self._waiting_since: dict[Place, float] = {}
+        self._unheard_since: dict[Place, float] = {}
         self._known: dict[Place, Version] = {}
         self._poked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,7 +117,8 @@ class Reconciler:
         actual = self._actual(applications, cluster)
         loads = self._settings.concurrent_loads * max(1, len(cluster.nodes))
         specs = self._specs(catalog, actual)
-        for action in reconcile.plan(catalog, specs, actual, self._busy, self._failed, loads):
+        patience_s = self._settings.load_timeout_s + STARTS_S
+        for action in reconcile.plan(catalog, specs, actual, self._busy, self._failed, loads, patience_s):
             self._begin(action)
 
     def _actual(self, applications: dict[Place, Application], cluster: Cluster) -> Actual:
@@ -122,8 +126,15 @@ class Reconciler:
         replicas: dict[Place, list[ReplicaBeat]] = {}
         for beat in self._lookout.fleet.replicas(now):
             replicas.setdefault((beat.model, beat.version), []).append(beat)
-        gateways = self._lookout.fleet.gateways(now)
-        return Actual(applications, replicas, gateways, self._short(applications, cluster), self._lookout.hearing(now))
+        gateways, hearing = self._lookout.fleet.gateways(now), self._lookout.hearing(now)
+        actual = Actual(applications, replicas, gateways, self._short(applications, cluster), hearing=hearing)
+        return actual._replace(unheard=self._unheard(actual))
+
+    def _unheard(self, actual: Actual) -> dict[Place, float]:
+        """Applications of which nothing is heard → for how many seconds."""
+        now = time.monotonic()
+        self._unheard_since = reconcile.unheard(self._unheard_since, actual, now)
+        return {place: now - since for place, since in self._unheard_since.items()}
 
     def _short(self, applications: dict[Place, Application], cluster: Cluster) -> dict[Place, str]:
         """Applications whose replicas have waited for a node for long → what is missing."""

@@ -25,7 +25,19 @@ from repository.records import (
 from tests.workers.samples import version
 from workers.placement import Spec
 from workers.plan import UNLOADED, Say, Unload
-from workers.reconcile import CRASHED, RESTARTING, Action, Actual, Application, Deploy, Fail, Open, plan
+from workers.reconcile import (
+    CRASHED,
+    NEVER_HEARD,
+    RESTARTING,
+    Action,
+    Actual,
+    Application,
+    Deploy,
+    Fail,
+    Open,
+    plan,
+    unheard,
+)
 
 ONE = Spec(1, 0.1)
 RUNS = Application(ONE)
@@ -75,10 +87,14 @@ class Case(NamedTuple):
     aliases: Sequence[Alias] = ()
     specs: Mapping[Place, Spec] = {}
     short: Mapping[Place, str] = {}
+    unheard: Mapping[Place, float] = {}
     hearing: bool = True
     busy: Mapping[Place, str] = {}
     failed: Mapping[Place, int] = {}
     loads: int = 9
+
+
+PATIENCE_S = 180.0
 
 
 UPDATING = [s(1, READY), s(2, READY)]
@@ -137,6 +153,47 @@ CASES: dict[str, Case] = {
         [f"fail 1 (1) {CRASHED}"],
         states=[s(1, LOADING)],
         applications={at(1): Application(ONE, failed=True)},
+    ),
+    "and one of which no replica is ever heard": Case(
+        [v(1)],
+        ["fail 1 (1) " + NEVER_HEARD.format(181)],
+        states=[s(1, LOADING)],
+        applications={at(1): RUNS},
+        unheard={at(1): 181.2},
+    ),
+    "whatever its record says": Case(
+        [v(1)],
+        ["fail 1 (1) " + NEVER_HEARD.format(200)],
+        states=[s(1, UNAVAILABLE, LACKING)],
+        applications={at(1): RUNS},
+        unheard={at(1): 200},
+    ),
+    "not sooner": Case([v(1)], [], states=[s(1, LOADING)], applications={at(1): RUNS}, unheard={at(1): 180}),
+    "not while nobody would be heard": Case(
+        [v(1)], [], states=[s(1, LOADING)], applications={at(1): RUNS}, unheard={at(1): 999}, hearing=False
+    ),
+    "nor a version that was opened once: its replicas may come back": Case(
+        [v(1)],
+        [],
+        states=[s(1, READY, RESTARTING)],
+        applications={at(1): RUNS},
+        unheard={at(1): 999},
+    ),
+    "nor one whose replica says what it waits for": Case(
+        [v(1)],
+        [],
+        states=[s(1, LOADING)],
+        applications={at(1): RUNS},
+        replicas=[r(1, STARTING, "the repository is away")],
+    ),
+    "and the old version serves on when the new one is never heard": Case(
+        [v(1), v(2)],
+        ["fail 2 (1) " + NEVER_HEARD.format(999)],
+        states=[s(1, READY), s(2, LOADING)],
+        applications=BOTH,
+        replicas=[r(1, beats.READY)],
+        gateways=[g(1)],
+        unheard={at(2): 999},
     ),
     "what failed is not tried again": Case([v(1)], [], states=[s(1, UNAVAILABLE, "broken")], failed={at(1): 1}),
     "until somebody asks": Case(
@@ -373,10 +430,10 @@ def planned(case: Case) -> list[Action]:
     replicas: dict[Place, list[ReplicaBeat]] = {}
     for beat in case.replicas:
         replicas.setdefault((beat.model, beat.version), []).append(beat)
-    actual = Actual(case.applications, replicas, case.gateways, case.short, case.hearing)
+    actual = Actual(case.applications, replicas, case.gateways, case.short, case.unheard, case.hearing)
     specs = {(each.model, each.version): ONE for each in case.versions} | dict(case.specs)
     seen = catalog(1, case.versions, case.states, case.aliases)
-    return plan(seen, specs, actual, case.busy, case.failed, case.loads)
+    return plan(seen, specs, actual, case.busy, case.failed, case.loads, PATIENCE_S)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -391,3 +448,22 @@ def test_one_action_a_version(case: str) -> None:
     places = [a.place if isinstance(a, Unload) else (a.version.model, a.version.version) for a in actions]
     assert len(places) == len(set(places))
     assert not set(places) & CASES[case].busy.keys()
+
+
+HERE = {at(1): RUNS, at(2): RUNS, at(3): RUNS}
+
+
+@pytest.mark.parametrize(
+    ("actual", "since"),
+    [
+        (Actual(HERE, {}), {at(1): 5.0, at(2): 9.0, at(3): 9.0}),
+        (Actual(HERE, {at(1): [r(1, STARTING)], at(2): []}), {at(2): 9.0, at(3): 9.0}),
+        (Actual(HERE, {}, short={at(1): LACKING}), {at(2): 9.0, at(3): 9.0}),
+        (Actual({at(2): RUNS}, {}), {at(2): 9.0}),
+        (Actual(HERE, {}, hearing=False), {}),
+    ],
+    ids=["silent", "one is heard", "one has no node", "gone", "nobody would be heard"],
+)
+def test_silence_is_counted_from_when_it_began(actual: Actual, since: Mapping[Place, float]) -> None:
+    """Of 1 since 5; now is 9."""
+    assert unheard({at(1): 5.0}, actual, 9.0) == since

@@ -24,6 +24,7 @@ from repository.store import Store
 from repository.watch import Watch
 from tests.workers.asking import until
 from tests.workers.samples import version
+from workers import reconciler
 from workers.lookout import Lookout
 from workers.placement import Cluster, Node, Spec
 from workers.reconcile import Application
@@ -38,7 +39,7 @@ class Site:
     noted, in order; the lease is lost after `keeps` changes."""
 
     def __init__(self, folder: Path, keeps: int) -> None:
-        self.settings = Settings(home=folder, poll_interval_s=0.01, drain_timeout_s=0.2)
+        self.settings = Settings(home=folder, poll_interval_s=0.01, drain_timeout_s=0.2, load_timeout_s=0.1)
         self.done: list[str] = []
         self.running: dict[Place, Application] = {}
         self.queued = 0
@@ -168,15 +169,15 @@ async def reconciling(folder: Path, story: Story, keeps: int) -> AsyncIterator[S
     if story.beat:
         ears.fleet.hear(heard(story.beat, whole), time.monotonic_ns())
     commands = Commands(noted, artifacts, site.settings, watch)
-    reconciler = Reconciler(noted, watch, commands, Runs(site), ears, site.settings, lambda: site.held)
-    tasks = [asyncio.create_task(watch.run()), asyncio.create_task(reconciler.run())]
+    running = Reconciler(noted, watch, commands, Runs(site), ears, site.settings, lambda: site.held)
+    tasks = [asyncio.create_task(watch.run()), asyncio.create_task(running.run())]
     try:
         yield site
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await reconciler.close()
+        await running.close()
         await store.close()
 
 
@@ -210,3 +211,11 @@ async def test_nor_what_it_waited_for(tmp_path: Path, logged: list[EventDict]) -
         site.deposed = False
         await until(lambda: len(site.done) == 1 + len(STORIES["lets go"].does))
         assert site.done[1:] == STORIES["lets go"].does
+
+
+async def test_what_is_deployed_and_never_heard_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though Serve says that it runs: after the time of a start and a load people are told, and it is taken away."""
+    monkeypatch.setattr(reconciler, "STARTS_S", 0.1)
+    story = Story(["LOADING", "deploy", "UNAVAILABLE", "delete", "delete queues"], runs=False)
+    async with reconciling(tmp_path, story, 99) as site:
+        await until(lambda: site.done == story.does)
