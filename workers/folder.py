@@ -9,7 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-PREFIX = "penstock-"
+PREFIX = "penstock-child-"
+"""Of these folders and no others: Ray's sessions may stand beside them (`server/servers/ray_head.py`)."""
 YOUNG_S = 60.0
 """A folder younger than this may not be locked yet."""
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from server.servers import ray_head
+from server.servers.places import Place
 from workers.folder import PREFIX, YOUNG_S, Folder, sweep
 
 
@@ -50,3 +52,15 @@ def test_the_sweep_takes_what_nobody_holds(tmp_path: Path) -> None:
     assert not left.exists()
     assert all(path.exists() for path in (held.path, young, other / "file", link))
     held.remove()
+
+
+def test_the_sweep_leaves_the_sessions_of_ray(tmp_path: Path) -> None:
+    """They stand in the same folder where the path to the server's own is long; without them its head is lost."""
+    place = Place(tmp_path / ("deep" * 20), "ray")
+    place.make()
+    sessions = ray_head._scratch(place)
+    assert sessions.parent == tmp_path
+    sessions.mkdir()
+    aged(sessions)
+    sweep()
+    assert sessions.exists()
