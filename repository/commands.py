@@ -8,10 +8,11 @@ Every method raises Unavailable when the store is away.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -85,6 +86,7 @@ class Commands:
         self._settings = settings
         self._watch = watch
         self._clock = clock
+        self._clearing: set[asyncio.Task[None]] = set()
         self.served: Served = _at_once
         """Where requests come in elsewhere: waits until they would be served."""
 
@@ -104,6 +106,9 @@ class Commands:
                 raise InvalidRequest("the artifact is empty")
             example = await self._put_example(manifest)
             version = await self._record(model, manifest, digest, size, example, principal.owner)
+        except Unavailable:
+            self._later(self._drop(digest, example))
+            raise
         except BaseException:
             await self._drop(digest, example)
             raise
@@ -157,8 +162,8 @@ class Commands:
         _or_refuse(state)
         if alias is not None:
             await self.set_alias(state.model, alias, state.version)
-        await self._keep_few(state.model)
         await self._until_served(state)
+        await self._keep_few(state.model)
         return state
 
     async def _until_served(self, state: VersionState) -> None:
@@ -447,7 +452,10 @@ class Commands:
                 await self._delete(version)
             except PenstockError as error:
                 log.warning("not_retired", model=model, version=version.version, error=error.message)
-        await self._watch.wrote()
+                if isinstance(error, Unavailable):
+                    break
+        else:
+            await self._watch.wrote()
 
     async def sweep(self) -> None:
         """Clear away what crashes left: partial uploads, artifacts without a record, records without their version."""
@@ -471,6 +479,12 @@ class Commands:
 
             if not await used():
                 await self._artifacts.delete(digest, used)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Clear up without the caller, who has waited for an absent repository once; a sweep does what remains."""
+        task = asyncio.create_task(_tried(work))
+        self._clearing.add(task)
+        task.add_done_callback(self._clearing.discard)
 
     # --- keys -----------------------------------------------------------------------------------------------------
 
@@ -546,6 +560,13 @@ def _or_refuse(state: VersionState) -> VersionState:
 def _by_rule_again(version: Version) -> Version:
     """What an alias wants needs no other reason to be wanted."""
     return replace(version, wanted=AUTO) if version.wanted == ALWAYS else version
+
+
+async def _tried(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except PenstockError as error:
+        log.info("not_cleared", error=error.message)
 
 
 async def _once(text: bytes) -> AsyncIterator[bytes]:

@@ -60,6 +60,7 @@ class MongoArtifacts:
         self._chunks = mongo.collection("artifacts.chunks")
         self._numbers = mongo.collection("clock")
         self._prepared = False
+        self._returning: set[asyncio.Task[None]] = set()
 
     async def put(self, chunks: AsyncIterator[bytes], limit: int) -> tuple[str, int]:
         """Store a stream; returns (digest, bytes). Raises TooLarge beyond `limit`, Unavailable when MongoDB is away.
@@ -109,11 +110,15 @@ class MongoArtifacts:
         hidden = [file for file, was_here in moved.items() if was_here]
         if not hidden:
             return
-        back = True
         try:
             back = used is not None and await used()
-        finally:
-            await asyncio.shield(self._decide(hidden, mark, back))
+        except Unavailable:  # the caller has waited for what does not answer: not again
+            self._put_back_later(hidden, mark)
+            raise
+        except BaseException:
+            await asyncio.shield(self._decide(hidden, mark, True))
+            raise
+        await asyncio.shield(self._decide(hidden, mark, back))
 
     async def digests(self) -> list[str]:
         async with self._mongo.answering():
@@ -231,6 +236,17 @@ class MongoArtifacts:
                     await self._move(file, LEAVING, STORED, mark)
             else:
                 await self._retire(file, LEAVING, mark)
+
+    def _put_back_later(self, hidden: list[str], mark: str) -> None:
+        """If it can be done; else a sweep does it."""
+
+        async def put_back() -> None:
+            with suppress(Unavailable):
+                await self._decide(hidden, mark, True)
+
+        task = asyncio.create_task(put_back())
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
 
     async def _retire(self, file: str, state: str, mark: str = "") -> bool:
         async with self._mongo.answering():

@@ -37,7 +37,8 @@ class Watch:
         self._store = store
         self._interval = interval
         self._subscribers: list[Subscriber] = []
-        self._reading = asyncio.Lock()
+        self._reading: _Reading | None = None
+        """The one under way."""
         self._poked = asyncio.Event()
         self._changed = asyncio.Event()
         self._away = False
@@ -76,12 +77,23 @@ class Watch:
         self._poked.set()
 
     async def refresh(self) -> Catalog:
-        """Read what the store says now, tell the subscribers, return it. Raises Unavailable when it is away."""
-        async with self._reading:
-            if await self._store.revision() != self.catalog.revision or self._kept:
-                self.catalog = await _read(self._store)
-                self._kept = False
-                self._publish()
+        """Read what the store says now, tell the subscribers, return it. Raises Unavailable when it is away.
+
+        There is one reading at a time, and whoever finds one under way waits for it. If it fails, so has he: nobody
+        waits twice for a store that is away. If it does not, it may have begun before a write that he knows of: all
+        who came meanwhile share the next one.
+        """
+        if self._reading is not None:
+            await self._reading.outcome()
+        while self._reading is not None:
+            if await self._reading.outcome():
+                return self.catalog
+        reading = self._reading = _Reading()
+        with reading:
+            try:
+                await self._read_anew()
+            finally:
+                self._reading = None
         return self.catalog
 
     async def run(self) -> None:
@@ -109,6 +121,12 @@ class Watch:
                 await self._look()
         return answer
 
+    async def _read_anew(self) -> None:
+        if await self._store.revision() != self.catalog.revision or self._kept:
+            self.catalog = await _read(self._store)
+            self._kept = False
+            self._publish()
+
     def _publish(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
@@ -134,6 +152,29 @@ class Watch:
             if self._away:
                 log.info("repository_back", revision=self.catalog.revision)
             self._away = False
+
+
+class _Reading:
+    """One look at the store, made within `with` by one task; others may wait for its `outcome`."""
+
+    def __init__(self) -> None:
+        self._over = asyncio.Event()
+        self._failure: Exception | None = None
+        self._whole = False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._whole = error is None
+        self._failure = error if isinstance(error, Exception) else None
+        self._over.set()
+
+    async def outcome(self) -> bool:
+        """Whether it came to its end; False where its task was cancelled. Raises what it failed with."""
+        await self._over.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self._whole
 
 
 def _to_nobody() -> None: ...

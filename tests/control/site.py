@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from core.settings import Settings
 from core.web import Guard, install_errors
 from repository.artifacts import FileArtifacts
 from repository.sqlite import SqliteStore
+from repository.store import Store
 from tests.repository.scripted import SETTINGS, Bench, bench_of
 
 ROLES = (PREDICT, DEPLOY, ADMIN)
@@ -38,9 +39,12 @@ class Site(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def site_in(folder: Path, settings: Settings = SETTINGS) -> AsyncIterator[Site]:
+async def site_in(
+    folder: Path, settings: Settings = SETTINGS, before: Callable[[Store], Store] = lambda store: store
+) -> AsyncIterator[Site]:
+    """`before`: store → what stands before it."""
     store = await SqliteStore.open(folder / "records.sqlite")
-    async with bench_of(store, FileArtifacts(folder / "artifacts"), settings) as bench:
+    async with bench_of(before(store), FileArtifacts(folder / "artifacts"), settings) as bench:
         verifier = Verifier()
         bench.watch.subscribe(lambda catalog: verifier.replace(catalog.credentials()))
         app = FastAPI(redirect_slashes=False)

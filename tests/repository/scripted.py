@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from core.errors import Conflict
+from core.errors import Conflict, Unavailable
 from core.identity import ADMIN, CODE, DEPLOY, Principal
 from core.settings import Settings
 from repository.artifacts import FileArtifacts
@@ -68,6 +69,37 @@ async def eventually(answer: Callable[[], T | None], within: float = WITHIN_S) -
             if found is not None and found is not False:
                 return found
             await asyncio.sleep(0.005)
+
+
+class Away:
+    """A repository that goes away: after `calls_left` more calls each one waits `seconds`, then it is Unavailable.
+    `unanswered` counts those. `before(store)` is what to ask in place of the store.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.calls_left = 1 << 62
+        self.unanswered = 0
+        self.seconds = seconds
+
+    def before(self, of: Any) -> Any:
+        return _Before(self, of)
+
+    async def call(self, method: Callable[..., Awaitable[T]], *args: Any) -> T:
+        self.calls_left -= 1
+        if self.calls_left >= 0:
+            return await method(*args)
+        self.unanswered += 1
+        await asyncio.sleep(self.seconds)
+        raise Unavailable("the repository is away")
+
+
+class _Before:
+    def __init__(self, away: Away, of: Any) -> None:
+        self._away = away
+        self._of = of
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._away.call, getattr(self._of, name))
 
 
 class ScriptedHost:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import itertools
 import json
 import os
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,20 @@ from msgspec.structs import replace
 from core.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, TooLarge, Unavailable
 from core.identity import ADMIN, CODE, DEPLOY, PREDICT, Principal, Verifier, digest_of
 from core.settings import Settings
+from repository.artifacts import FileArtifacts
 from repository.commands import Commands
-from repository.records import Alias, ApiKey, Counter, Signature, TensorSpec, Version, VersionState
+from repository.records import (
+    READY,
+    UNAVAILABLE,
+    Alias,
+    ApiKey,
+    Counter,
+    Deployment,
+    Signature,
+    TensorSpec,
+    Version,
+    VersionState,
+)
 from repository.sqlite import SqliteStore
 from repository.store import Artifacts, Store
 from repository.watch import Watch
@@ -25,7 +41,11 @@ from tests.repository.scripted import (
     ROOT,
     SETTINGS,
     SPEC,
+    WITHIN_S,
+    Away,
     Bench,
+    a_state,
+    a_version,
     bench_of,
     chunks,
     eventually,
@@ -162,7 +182,9 @@ async def test_a_push_that_fails_leaves_no_artifact(
     error = {"empty": InvalidRequest, "large": TooLarge, "broken": ConnectionError, "store away": Unavailable}
     with pytest.raises(error[wrong]):
         await commands.push("m", manifest(), content[wrong], ROOT)
-    assert await files_of(artifacts) == set()
+    async with asyncio.timeout(WITHIN_S):  # a pusher who learns that the store is away does not wait for it
+        while await files_of(artifacts):
+            await asyncio.sleep(0.01)
     assert await opened.find(Version) == []
     await opened.close()
 
@@ -625,3 +647,82 @@ async def test_every_command_is_unavailable_without_its_store(store: Store, arti
         ):
             with pytest.raises(Unavailable):
                 await attempt
+
+
+# --- away --------------------------------------------------------------------------------------------------------
+
+Command = Callable[[Commands], Awaitable[Any]]
+WRITING: dict[str, Command] = {
+    "push": lambda commands: commands.push(
+        "m", manifest(f'{{"format": "sklearn", "example": {EXAMPLE}}}'), chunks(b"new"), ROOT
+    ),
+    "settle": lambda commands: commands.settle(a_version("m", 3), "champion", 0),
+    "complete_signature": lambda commands: commands.complete_signature(a_version("m", 3), SPEC, 32),
+    "set_alias": lambda commands: commands.set_alias("m", "candidate", 3),
+    "delete_alias": lambda commands: commands.delete_alias("m", "champion"),
+    "set_tags": lambda commands: commands.set_tags("m", 1, {"a": "b"}),
+    "set_deployment": lambda commands: commands.set_deployment(Deployment(model="m", replicas=2, max_replicas=2)),
+    "delete_deployment": lambda commands: commands.delete_deployment("m"),
+    "load": lambda commands: commands.load("m", 1, 0),
+    "unload": lambda commands: commands.unload("m", None, 0),
+    "delete_version": lambda commands: commands.delete_version("m", 2),
+    "delete_model": lambda commands: commands.delete_model("gone"),
+    "create_key": lambda commands: commands.create_key("k"),
+    "first_key": lambda commands: commands.first_key(),
+    "revoke_key": lambda commands: commands.revoke_key("key", ROOT),
+}
+READING = {"keys", "wait_state", "sweep"}
+"""These only ask; or, the last, are nobody's request."""
+KEY = ApiKey(key_id="key", name="key", owner="ops", role=PREDICT, digest="0" * 64, created=0.0)
+FILLED = (
+    Counter(model="m", last=3),
+    *(a_version("m", number) for number in (1, 2, 3)),
+    a_state("m", 3, READY),
+    a_version("gone", 1),
+    a_state("gone", 1, UNAVAILABLE),
+    Alias(model="m", alias="champion", version=1),
+    Alias(model="gone", alias="champion", version=1),
+    Deployment(model="m"),
+    Deployment(model="gone"),
+    KEY,
+)
+
+
+def test_the_table_has_every_command() -> None:
+    """A new one needs a line here."""
+    public = {name for name, what in vars(Commands).items() if inspect.iscoroutinefunction(what) and name[0] != "_"}
+    assert public == WRITING.keys() | READING
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a repository in which every command finds what it needs."""
+    file = tmp_path_factory.mktemp("filled") / "records.sqlite"
+
+    async def fill() -> None:
+        store = await SqliteStore.open(file)
+        for record in FILLED:
+            await store.insert(record)
+        await store.close()
+
+    asyncio.run(fill())
+    return file
+
+
+@pytest.mark.parametrize("name", WRITING)
+async def test_a_command_waits_for_an_absent_repository_only_once(name: str, filled: Path, tmp_path: Path) -> None:
+    """Whichever of its calls is the first that gets no answer: no other is made after it."""
+    artifacts = FileArtifacts(tmp_path / "artifacts")
+    for calls in itertools.count():
+        store = await SqliteStore.open(Path(shutil.copy(filled, tmp_path / f"{calls}.sqlite")))
+        away = Away()
+        watch = Watch(away.before(store), 60.0)
+        await watch.refresh()
+        commands = Commands(away.before(store), away.before(artifacts), Settings(versions_kept=1), watch)
+        away.calls_left = calls
+        with suppress(Unavailable):
+            await WRITING[name](commands)
+        assert away.unanswered <= 1, f"away after {calls} calls"
+        await store.close()
+        if not away.unanswered:
+            break

@@ -209,6 +209,28 @@ async def test_a_deletion_that_crashed_is_undone_by_the_sweep(kept: MongoArtifac
     assert await kept.digests() == [digest]
 
 
+async def test_who_cannot_ask_for_uses_does_not_wait_to_put_the_artifact_back(kept: MongoArtifacts) -> None:
+    """The database that did not answer the one would not answer the other: a call waits for it once."""
+    digest, _ = await kept.put(chunks(b"one"), MANY)
+    answering = asyncio.Event()
+
+    async def used() -> bool:
+        raise Unavailable("away")
+
+    class Slow(MongoArtifacts):
+        async def _decide(self, hidden: list[str], mark: str, back: bool) -> None:
+            await answering.wait()
+            await super()._decide(hidden, mark, back)
+
+    slow = Slow(kept._mongo, kept._cache)
+    with pytest.raises(Unavailable):
+        await slow.delete(digest, used)
+    assert await kept.digests() == []
+    answering.set()
+    await asyncio.wait(slow._returning)
+    assert await kept.digests() == [digest]
+
+
 async def test_a_push_during_a_deletion_keeps_its_own_copy(kept: MongoArtifacts) -> None:
     """Though the deletion was asked for before, and is decided after."""
     digest, _ = await kept.put(chunks(b"one"), MANY)

@@ -158,3 +158,87 @@ async def test_a_catalog_read_during_writes_is_mended(store: Store) -> None:
     assert len(watch.catalog.versions["m"]) == 29
     task.cancel()
     await asyncio.wait([task])
+
+
+# --- one look for all ---------------------------------------------------------------------------------------------
+
+
+class Held(Moody):
+    """A store that says what its revision was when it was asked, but while it is held not before it is let go."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.asked = 0
+        self._free = asyncio.Event()
+
+    async def revision(self) -> int:
+        self.asked += 1
+        said = await self._store.revision()
+        await self._free.wait()
+        return said if not self.away else await super().revision()
+
+    def hold(self) -> None:
+        self.asked = 0
+        self._free.clear()
+
+    def let_go(self) -> None:
+        self._free.set()
+
+
+@pytest.fixture
+async def held(store: Store) -> Held:
+    return Held(store)
+
+
+@pytest.fixture
+async def looked(held: Any) -> Watch:
+    """One that knows of the empty store, which is held from now on."""
+    made = Watch(held, 60.0)
+    held.let_go()
+    await made.refresh()
+    held.hold()
+    return made
+
+
+async def begun(looked: Watch, held: Held, asked: int) -> asyncio.Task[Catalog]:
+    """A look, at a moment when the store has been asked that often."""
+    task = asyncio.create_task(looked.refresh())
+    await asyncio.sleep(0)
+    await eventually(lambda: held.asked == asked)
+    return task
+
+
+async def test_who_waits_for_a_look_that_fails_has_looked(looked: Watch, held: Held) -> None:
+    """The store is asked once: nobody waits for it twice."""
+    held.away = True
+    looks = [await begun(looked, held, 1) for _ in range(3)]
+    held.let_go()
+    failures = await asyncio.gather(*looks, return_exceptions=True)
+    assert [type(failure) for failure in failures] == [Unavailable] * 3
+    assert held.asked == 1
+
+
+async def test_a_look_from_before_a_write_does_not_show_it(looked: Watch, held: Held, store: Store) -> None:
+    """Who comes while one is under way gets one that began later, shared by all who came."""
+    first = await begun(looked, held, 1)
+    before = asyncio.all_tasks()
+    await store.insert(a_version())
+    later = [await begun(looked, held, 1) for _ in range(3)]
+    held.let_go()
+    assert (await first).version("m", 1) is None
+    seen = await asyncio.gather(*later)
+    assert [catalog.version("m", 1) is not None for catalog in seen] == [True] * 3
+    assert held.asked == 4, "the first look; of the next the revision, and everything between two looks at it"
+    assert asyncio.all_tasks() <= before
+
+
+async def test_a_look_whose_task_is_cancelled_is_taken_over(looked: Watch, held: Held) -> None:
+    """By one of those who waited for it; a waiter that is cancelled disturbs nobody."""
+    leader, impatient, patient = [await begun(looked, held, 1) for _ in range(3)]
+    impatient.cancel()
+    leader.cancel()
+    await eventually(lambda: held.asked == 2)
+    held.let_go()
+    assert (await patient).revision == 0
+    assert leader.cancelled()
+    assert impatient.cancelled()

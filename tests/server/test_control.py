@@ -29,6 +29,17 @@ from tests.running import COMMAND, clean_environment
 from tests.services import Own
 
 WITHIN_S = 30.0
+AWAY_S = 2.2
+"""2 s are promised; a machine that runs these tests may be busy."""
+WRITES: list[tuple[str, str, object]] = [
+    ("PUT", "/api/v1/models/m/deployment", {}),
+    ("POST", "/api/v1/models/m/unload", None),
+    ("DELETE", "/api/v1/models/m", None),
+    ("POST", "/api/v1/models/m/load", None),
+    ("POST", "/api/v1/keys", {"name": "k"}),
+    ("DELETE", "/api/v1/models/m/versions/1", None),
+]
+"""Some that take the longest; all are in `tests/control/test_away.py`."""
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 REPLICA = ReplicaBeat(
     sender="replica-1",
@@ -172,14 +183,11 @@ async def test_while_the_repository_is_away(own_mongo: Own, tmp_path: Path) -> N
         await keyed(plane, client)
         own_mongo.pause()
         try:
-            for method, path, body in (
-                ("PUT", "/api/v1/models/m/deployment", {}),
-                ("POST", "/api/v1/keys", {"name": "k"}),
-                ("DELETE", "/api/v1/models/m", None),
-            ):
+            for number, (method, path, body) in enumerate(WRITES):
+                await asyncio.sleep(number % 4 * 0.5)  # at another moment of the polling each time
                 begun = time.monotonic()
                 answer = await client.request(method, path, json=body)
-                assert (answer.status_code, time.monotonic() - begun < 2.5) == (503, True), answer.text
+                assert (answer.status_code, time.monotonic() - begun < AWAY_S) == (503, True), (path, answer.text)
                 assert answer.headers["retry-after"]
             assert (await client.get("/api/v1/status")).json()["repository"] is False
             await until(client, HEALTH[1], 503)
