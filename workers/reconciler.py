@@ -27,6 +27,7 @@ from repository.records import LOADING, READY, UNAVAILABLE, UNLOADING, Signature
 from repository.store import Store
 from repository.watch import Watch
 from workers import placement, reconcile
+from workers.draining import Bounds, bounds
 from workers.lookout import Lookout
 from workers.mandate import Lapsed, Mandate, Serves
 from workers.placement import Cluster, Spec, spec_of
@@ -243,7 +244,7 @@ class Reconciler:
 
     async def _let_go(self, place: Place) -> None:
         """Routes first, then the queue, then the replicas: each step waits for the one before."""
-        version = self._watch.catalog.version(*place) or self._known.get(place)
+        version = self._version(place)
         if version is not None:
             await self._mandate.say(version, UNLOADING)
         await self._drained(place)
@@ -257,7 +258,8 @@ class Reconciler:
         """Until no gateway can send, nothing is queued and nothing runs; not for ever, since gateways may hang, but as
         long as the broker is away."""
         heard = 0.0
-        while heard < 2 * self._settings.drain_timeout_s:
+        patience = 2 * self._bounds(place).drain
+        while heard < patience:
             self._mandate.check()
             if await self._quiet(place):
                 return
@@ -276,8 +278,18 @@ class Reconciler:
 
     async def _remove(self, place: Place) -> None:
         await self._mandate.delete(place)
-        await self._until(lambda applications: place not in applications, self._settings.drain_timeout_s * 2)
+        await self._until(lambda applications: place not in applications, self._bounds(place).gone)
         await self._mandate.delete_queues(place)
+
+    def _bounds(self, place: Place) -> Bounds:
+        """For how long its replicas may take to end."""
+        version = self._version(place)
+        deadline_ms = self._settings.default_deadline_ms if version is None else version.default_deadline_ms
+        return bounds(deadline_ms, self._settings.drain_timeout_s)
+
+    def _version(self, place: Place) -> Version | None:
+        """Its record, though it was deleted meanwhile."""
+        return self._watch.catalog.version(*place) or self._known.get(place)
 
     async def _until(self, so: Callable[[dict[Place, Application]], bool], timeout: float) -> None:
         deadline = time.monotonic() + timeout

@@ -30,6 +30,7 @@ from repository.records import Version
 from workers.child import Child
 from workers.child_link import ChildLink
 from workers.consumer import Consumer
+from workers.draining import bounds
 from workers.endpoint import Endpoint
 from workers.folder import sweep
 from workers.loading import load, refusal
@@ -82,7 +83,7 @@ class Hosted:
 
     async def stop(self) -> None:
         """Take no more, answer what was taken, free the model."""
-        await self._consumer.drain(self._settings.drain_timeout_s)
+        await self._consumer.drain(bounds(self._version.default_deadline_ms, self._settings.drain_timeout_s).drain)
         if self._endpoint is not None:
             await self._endpoint.close(1.0)
         tasks = [task for task in (self._watching, self._running) if task is not None]

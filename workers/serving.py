@@ -21,6 +21,7 @@ from core.errors import Unavailable
 from core.settings import Settings
 from repository.catalog import Place
 from repository.records import Version
+from workers.draining import bounds
 from workers.placement import Cluster, Node, Spec
 from workers.reconcile import Application
 from workers.replica import Replica
@@ -31,13 +32,12 @@ T = TypeVar("T")
 
 DEPLOYMENT = "replica"
 CODE = "penstock"
-"""Serve restarts replicas when this changes, and when their resources do, but not for another number of them."""
+"""Serve restarts replicas when this changes, and when their resources do, but not for another number of them, nor for
+another time to stop."""
 NAMESPACE = "serve"
 HEALTH_PERIOD_S = 2.0
 """A replica whose process died is replaced after this at the latest."""
 STOP_LOOK_S = 0.1
-STOP_MARGIN_S = 7.0
-"""Beyond its drain, for a replica's end: Serve's own two seconds, and the model's."""
 NEVER_CALLED = 100
 """Requests at one time that Serve may send to a replica: none ever comes that way."""
 
@@ -81,8 +81,9 @@ class Serving:
     async def deploy(self, version: Version, spec: Spec) -> None:
         """Have it so, soon: a new application, or more or fewer replicas, or others in place of those there are."""
         record = msgspec.msgpack.encode(version)
+        stop_s = bounds(version.default_deadline_ms, self._settings.drain_timeout_s).stop
         target = RunTarget(
-            _deployment(spec, self._settings.drain_timeout_s).bind(record, self._settings_file),
+            _deployment(spec, stop_s).bind(record, self._settings_file),
             name=name_of(version.model, version.version),
             route_prefix=None,
         )
@@ -108,7 +109,7 @@ def place_of(name: str) -> Place | None:
     return (model, int(number)) if dot and model and number.isdecimal() else None
 
 
-def _deployment(spec: Spec, drain_s: float) -> Any:
+def _deployment(spec: Spec, stop_s: float) -> Any:
     actor: dict[str, Any] = {"num_cpus": spec.cpus, "num_gpus": spec.gpus}
     if spec.accelerator:
         actor["accelerator_type"] = spec.accelerator
@@ -120,7 +121,7 @@ def _deployment(spec: Spec, drain_s: float) -> Any:
         max_ongoing_requests=NEVER_CALLED,
         max_surge_percent=100,
         graceful_shutdown_wait_loop_s=STOP_LOOK_S,
-        graceful_shutdown_timeout_s=drain_s + STOP_MARGIN_S,
+        graceful_shutdown_timeout_s=stop_s,
         health_check_period_s=HEALTH_PERIOD_S,
     )
     return made.options(version=CODE, _internal=True)

@@ -35,14 +35,15 @@ HERE = ("m", 1)
 
 
 class Site:
-    """A cluster and a broker that do at once what they are told, and a real repository. What the reconciler changes is
-    noted, in order; the lease is lost after `keeps` changes."""
+    """A cluster and a broker that do at once what they are told (replicas end after `ends_s`), and a real repository.
+    What the reconciler changes is noted, in order; the lease is lost after `keeps` changes."""
 
     def __init__(self, folder: Path, keeps: int) -> None:
         self.settings = Settings(home=folder, poll_interval_s=0.01, drain_timeout_s=0.2, load_timeout_s=0.1)
         self.done: list[str] = []
         self.running: dict[Place, Application] = {}
         self.queued = 0
+        self.ends_s = 0.0
         self.deposed = False
         self._keeps = keeps
 
@@ -52,6 +53,11 @@ class Site:
 
     def note(self, what: str) -> None:
         self.done.append(what)
+
+    def end(self, place: Place) -> None:
+        del self.running[place]
+        if self.ends_s:
+            self.note("gone")
 
 
 class Runs:
@@ -69,8 +75,8 @@ class Runs:
         self._site.note("deploy")
 
     async def delete(self, place: Place) -> None:
-        del self._site.running[place]
         self._site.note("delete")
+        asyncio.get_running_loop().call_later(self._site.ends_s, self._site.end, place)
 
 
 class Ears(Lookout):
@@ -219,3 +225,11 @@ async def test_what_is_deployed_and_never_heard_fails(tmp_path: Path, monkeypatc
     story = Story(["LOADING", "deploy", "UNAVAILABLE", "delete", "delete queues"], runs=False)
     async with reconciling(tmp_path, story, 99) as site:
         await until(lambda: site.done == story.does)
+
+
+async def test_queues_stay_until_the_last_replica_has_drained(tmp_path: Path) -> None:
+    """A drain takes as long as the deadline of its version allows, here a second, not as the setting says."""
+    async with reconciling(tmp_path, STORIES["lets go"], 99) as site:
+        site.ends_s = 0.9
+        await until(lambda: len(site.done) == 5)
+        assert site.done == ["UNLOADING", "delete", "gone", "delete queues", "UNAVAILABLE"]
