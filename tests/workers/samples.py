@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from core.datatypes import DATATYPES, to_wire
 from repository.records import Signature, TensorSpec, Version
@@ -90,6 +90,27 @@ def doubler(folder: Path, rows_: int | str = "n", datatype: str = "FP32", name: 
     add = helper.make_node("Add", ["x", "x"], ["y"])
     x, y = (tensor(each, datatype, rows_, 4) for each in ("x", "y"))
     return saved(folder / name, graph([add], [x], [y]))
+
+
+FOREVER = 777
+
+
+def looper(folder: Path) -> Path:
+    """As `doubler`, but it never ends where the largest value is FOREVER."""
+    on, still = (helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("on", "still"))
+    turn = helper.make_tensor_value_info("turn", TensorProto.INT64, [])
+    before, after = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("before", "after"))
+    same = [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Identity", ["before"], ["after"])]
+    body = helper.make_graph(same, "body", [turn, on, before], [still, after])
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Equal", ["largest", "forever"], ["go"]),
+        helper.make_node("Loop", ["", "go", "x"], ["z"], body=body),
+        helper.make_node("Add", ["z", "z"], ["y"]),
+    ]
+    x, y = (tensor(each, "FP32", "n", 4) for each in ("x", "y"))
+    forever = numpy_helper.from_array(np.array(FOREVER, np.float32), "forever")
+    return saved(folder / "loop.onnx", graph(nodes, [x], [y], [forever]))
 
 
 def python_file(folder: Path, source: str, name: str = "model.py") -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,14 +17,15 @@ from repository.records import READY, UNAVAILABLE, UNLOADING, Deployment
 from tests.services import Servers, fresh_vhost
 from tests.workers.asking import gateway_at, until
 from tests.workers.clustered import WITHIN_S, Driver, Site, driving
-from tests.workers.samples import array_of, batch_of, doubler, python_file, rows
+from tests.workers.samples import FOREVER, array_of, batch_of, doubler, looper, python_file, rows
 from tests.workers.samples import version as record
 
 
 @pytest.fixture(scope="module")
 def settings(servers: Servers, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     with fresh_vhost(servers) as url:
-        yield Settings(amqp_url=url, home=tmp_path_factory.mktemp("site"), poll_interval_s=0.2, drain_timeout_s=5)
+        home = tmp_path_factory.mktemp("site")
+        yield Settings(amqp_url=url, home=home, poll_interval_s=0.2, drain_timeout_s=5, child_patience_s=1)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,23 @@ async def test_a_replica_that_is_killed_is_replaced(site: Site, tmp_path: Path) 
     assert second.pid != first.pid
     assert await doubled(site, "mortal")
     assert site.watch.catalog.state("mortal", 1) == READY
+
+
+async def test_a_replica_whose_model_hangs_is_replaced(site: Site, tmp_path: Path) -> None:
+    """An ONNX graph that loops for ever, on a thread of the replica's own process, for a caller who waits a second; who
+    comes behind it is answered by the next one."""
+    await site.push("hangs", looper(tmp_path))
+    (first,) = await site.until_ready("hangs")
+    async with gateway_at(site.settings.amqp_url, record(model="hangs")) as asking:
+        now = time.monotonic_ns()
+        await asking.ask(batch_of(rows(FOREVER), deadlines=[now + 10**9]), expiration=1)
+        await until(lambda: asking.heard and asking.heard[-1].in_flight)
+        behind = await asking.ask(batch_of(rows(1), rows(2)))
+        assert [array_of(result)[0, 0] for result in await behind.done(WITHIN_S)] == [2, 4]
+        (poison,) = await asking.poison()
+        assert (poison["model"], "hung" in poison["cause"]) == ("hangs", True)
+    (second,) = await site.until_ready("hangs")
+    assert second.pid != first.pid
 
 
 async def test_a_deployment_is_followed_and_says_where_it_finds_no_node(site: Site, tmp_path: Path) -> None:
