@@ -96,13 +96,18 @@ class Link:
                     await self._connection.close()
 
     async def _once(self) -> None:
-        """One connection from its making to its loss; only logs why it ended."""
+        """One connection from its making to its loss; only logs why it ended.
+
+        Where a peer hangs up on it the library lets out what happened inside it, StopAsyncIteration and its own
+        cancellations among them: whatever it is, there is no broker then.
+        """
         try:
             async with asyncio.timeout(CONNECT_S):
                 connection = await aio_pika.connect(
                     self._url, heartbeat=HEARTBEAT_S, client_properties={"connection_name": self._name}
                 )
-        except (OSError, TimeoutError, aio_pika.exceptions.AMQPError) as error:
+        except (Exception, asyncio.CancelledError) as error:
+            _heed_cancellation()
             log.warning("broker away", name=self._name, error=type(error).__name__)
             return
         self._connection = connection
@@ -114,13 +119,9 @@ class Link:
             self._set_up(True)
             log.info("broker connected", name=self._name)
             await self._watch(connection, lost)
-        except (OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError) as error:
+        except (Exception, asyncio.CancelledError) as error:
+            _heed_cancellation()
             log.warning("broker not usable", name=self._name, error=repr(error)[:200])
-        except asyncio.CancelledError:  # the library also says so that a connection ended while it was being set up
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            log.warning("broker lost while connecting", name=self._name)
         finally:
             self._set_up(False)
             self._on_lost()
@@ -160,6 +161,13 @@ async def exchanges(channel: AbstractChannel) -> tuple[AbstractExchange, Abstrac
     events = await channel.declare_exchange(EVENTS, aio_pika.ExchangeType.TOPIC, durable=True)
     beats = await channel.declare_exchange(BEATS, aio_pika.ExchangeType.TOPIC, durable=True)
     return events, beats
+
+
+def _heed_cancellation() -> None:
+    """Called where CancelledError was caught: raise it where somebody did cancel this task."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _is_ready(connection: AbstractConnection) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import aio_pika
+import pytest
 from aio_pika.abc import AbstractConnection
 
 from core.broker import Link
@@ -25,6 +28,31 @@ async def test_a_set_up_that_the_library_cancels_is_tried_again(amqp_url: str) -
     running = asyncio.create_task(link.run())
     assert await link.until_up(WITHIN_S)
     assert (len(tries), len(lost)) == (2, 1)
+    await link.close()
+    await asyncio.wait_for(running, WITHIN_S)
+
+
+@pytest.mark.parametrize("error", [StopAsyncIteration(), asyncio.CancelledError(), AttributeError("reader"), OSError()])
+async def test_whatever_the_library_raises_the_broker_is_away(
+    amqp_url: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """StopAsyncIteration where a proxy, whose broker is down, hangs up at once; by itself it would end the process."""
+    tries: list[None] = []
+    connect = aio_pika.connect
+
+    async def hung_up_twice(*values: Any, **named: Any) -> AbstractConnection:
+        tries.append(None)
+        if len(tries) <= 2:
+            raise error
+        return await connect(*values, **named)
+
+    async def opened(connection: AbstractConnection) -> None: ...
+
+    monkeypatch.setattr(aio_pika, "connect", hung_up_twice)
+    link = Link(amqp_url, "test", opened, lambda: None)
+    running = asyncio.create_task(link.run())
+    assert await link.until_up(WITHIN_S), running
+    assert len(tries) == 3
     await link.close()
     await asyncio.wait_for(running, WITHIN_S)
 
