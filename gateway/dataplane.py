@@ -12,6 +12,7 @@ import structlog
 
 from core.errors import Internal, InvalidRequest, PenstockError, new_error_id
 from core.identity import PREDICT, Principal, Verifier
+from core.names import VERSION
 from core.settings import Settings
 from gateway.batching.entry import Entry
 from gateway.codec.classification import classify
@@ -66,6 +67,12 @@ class Call(Entry):
         return chosen
 
 
+class Moved(Call):
+    """A request on its second way, to what stood for its name when nobody served its first version any more."""
+
+    __slots__ = ()
+
+
 class DataPlane:
     """What every transport hands its requests to. Lives on one event loop; not thread-safe."""
 
@@ -73,6 +80,7 @@ class DataPlane:
         self._verifier = verifier
         self._routes = routes
         self._longest = settings.max_deadline_ms * 1_000_000
+        routes.elsewhere = self.reroute
 
     def infer(self, exchange: Exchange) -> None:
         """Take a request to its batch, or answer it with the reason why not. Never raises."""
@@ -92,6 +100,31 @@ class DataPlane:
             self._refuse(exchange, route, error)
         except Exception as error:
             self._refuse(exchange, route, internal(error))
+
+    def reroute(self, entry: Entry) -> bool:
+        """Nobody serves the version that a request was sent to any more, and nobody has begun with it: take it, once,
+        to what its model or alias stands for now, or answer it with the reason why not. Its deadline stays.
+
+        False where the name still stands for that version, by number or by the table: then it is not served.
+        """
+        if type(entry) is not Call or VERSION.match(entry.exchange.version):
+            return False
+        exchange, route = entry.exchange, entry.route
+        try:
+            _, now = self.route(exchange)
+            if now is route:
+                return False
+            route = now
+            key, rows, pieces = route.mould.press(entry.request)
+            call = Moved(key, rows, pieces, entry.arrived, entry.deadline, entry.tenant, entry.priority)
+            call.exchange, call.request, call.route = exchange, entry.request, route
+            exchange.entry = call
+            route.batcher.submit(call)
+        except PenstockError as error:
+            self._refuse(exchange, route, error)
+        except Exception as error:
+            self._refuse(exchange, route, internal(error))
+        return True
 
     def _refuse(self, exchange: Exchange, route: Route | None, error: PenstockError) -> None:
         exchange.entry = None

@@ -39,7 +39,8 @@ HEARING: dict[str, Any] = {"x-queue-type": "classic", "x-max-length": 10_000, "x
 
 
 class Hub:
-    """`describe` gives the beat to send now; `changed` is called when desired state was written elsewhere."""
+    """`describe` gives the beat to send now; `changed` is called when desired state was written elsewhere, as others
+    say or as a queue that is gone lets guess."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class Hub:
     ) -> None:
         self.fleet = Fleet()
         self.link = Link(url, instance, self._opened, self._lost)
-        self.line = Line(instance, self.link, self.beat)
+        self.line = Line(instance, self.link, self.beat, changed)
         self.transports: list[Amqp] = []
         """Those not closed yet."""
         self._describe = describe

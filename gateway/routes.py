@@ -8,6 +8,7 @@ from core.beats import Share
 from core.errors import Draining
 from core.settings import Settings
 from gateway.batching.batcher import Batcher
+from gateway.batching.entry import Entry
 from gateway.routing import Key, Route, Table
 from gateway.statistics import Statistics
 from gateway.transports.base import Transport
@@ -29,6 +30,8 @@ class Routes:
         """Open, but nobody is there to serve."""
         self._transports: dict[Key, Transport] = {}
         self._listeners: list[Callable[[Table], None]] = []
+        self.elsewhere: Callable[[Entry], bool] = _nowhere
+        """What to do with a request whose version nobody serves any more: whether it is taken care of."""
 
     def listen(self, listener: Callable[[Table], None]) -> None:
         """Call `listener` with each new table."""
@@ -45,7 +48,7 @@ class Routes:
         if key in self._open:
             await self.retire(*key)
         statistics = Statistics()
-        batcher = Batcher(version, transport, self._settings, statistics.executed)
+        batcher = Batcher(version, transport, self._settings, statistics.executed, lambda entry: self.elsewhere(entry))
         self._transports[key] = transport
         self._open[key] = Route(version, batcher, statistics)
         self._rebuild()
@@ -105,3 +108,7 @@ class Routes:
 
     def _serving(self) -> list[Route]:
         return [route for key, route in self._open.items() if key not in self._shut]
+
+
+def _nowhere(entry: Entry) -> bool:
+    return False

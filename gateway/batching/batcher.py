@@ -24,7 +24,7 @@ from gateway.batching.entry import Entry
 from gateway.batching.estimate import Estimate
 from gateway.batching.policy import Formed, Policy
 from gateway.batching.queue import NEVER
-from gateway.transports.base import Transport
+from gateway.transports.base import UNSERVED, Transport
 from repository.records import Version
 from workers.messages import Batch, Cancel, Column, Failure, Member, Output, Reply, Timing, failure_of
 
@@ -78,11 +78,17 @@ class Demand:
 class Batcher:
     """The queue of one model version and the batches it has in flight on `transport`.
 
-    `on_batch` is called once for each batch that came back, after its callers were answered.
+    `on_batch` is called once for each batch that came back, after its callers were answered. `elsewhere` is asked for
+    each request whose version nobody serves any more, when this batcher is done with it: whether it is taken care of.
     """
 
     def __init__(
-        self, version: Version, transport: Transport, settings: Settings, on_batch: Callable[[BatchDone], None]
+        self,
+        version: Version,
+        transport: Transport,
+        settings: Settings,
+        on_batch: Callable[[BatchDone], None],
+        elsewhere: Callable[[Entry], bool] = lambda entry: False,
     ) -> None:
         self.version = version
         self.policy = Policy(version.max_batch, Estimate(version.max_batch, transport.samples))
@@ -91,6 +97,7 @@ class Batcher:
         )
         self._transport = transport
         self._on_batch = on_batch
+        self._elsewhere = elsewhere
         self._loop = asyncio.get_running_loop()
         self._flights: dict[int, Formed] = {}
         """Batches in flight by their id."""
@@ -236,6 +243,8 @@ class Batcher:
             if entry.state != ABOARD:
                 continue
             if isinstance(result, Failure):
+                if result is UNSERVED and self._goes_elsewhere(entry):
+                    continue
                 error = result.error()
                 done.failed.append((entry, error))
                 self._refuse(entry, error)
@@ -246,6 +255,14 @@ class Batcher:
                 entry.answer(result, timing, dispatched - entry.arrived)
             except Exception:
                 log.exception("an answer could not be handed on", model=self.version.model)
+
+    def _goes_elsewhere(self, entry: Entry) -> bool:
+        entry.state = OVER
+        try:
+            return self._elsewhere(entry)
+        except Exception:
+            log.exception("a request could not be routed again", model=self.version.model)
+            return False
 
     def _fail(self, formed: Formed, error: PenstockError, done: BatchDone) -> None:
         for entry in formed.entries:

@@ -35,7 +35,7 @@ from gateway.transports.amqp_flight import Flight, Patience, RetryBudget
 from gateway.transports.amqp_line import Line
 from gateway.transports.amqp_parts import Join, cut, fits
 from gateway.transports.amqp_wire import CONFIRMED, UNROUTABLE
-from gateway.transports.base import Done, Sample
+from gateway.transports.base import UNSERVED, Done, Sample
 from gateway.transports.conformity import Conformity
 from repository.records import Version
 from workers.messages import Batch, Cancel, Failure, Reply, Timing, decode, encode, failure_of, frame_length
@@ -52,7 +52,6 @@ _LOST = failure_of(WorkerLost("the request was lost on its way to a worker"))
 _AWAY = failure_of(Unavailable("the workers take no requests at the moment"))
 _EXPIRED = failure_of(DeadlineExceeded("the deadline passed before an answer"))
 _FULL = failure_of(QueueFull("the model's queue is full"))
-_UNSERVED = failure_of(NotReady("the model version is not being served"))
 _VERDICTS = {flights.EXPIRED: _EXPIRED, flights.LOST: _LOST, flights.BLOCKED: _AWAY}
 
 
@@ -228,8 +227,9 @@ class Amqp:
         elif outcome != UNROUTABLE:
             self._fail(flight, _FULL)
         elif flight.unrouted:
-            self._fail(flight, _UNSERVED)
+            self._fail(flight, UNSERVED)
         else:
+            self._line.outdated()
             flight.unrouted = True
             flight.wait(time.monotonic_ns())
 

@@ -3,7 +3,7 @@
     posted ─► confirmed ─► answered, whole or member by member
       │           └─ silent for longer than 3 × p99 + 1 s ─► posted again: its replica hangs
       ├─ connection lost ─► waits for the next one ─► posted again
-      ├─ unroutable ─► waits for the next look ─► posted again; the second time it fails
+      ├─ unroutable ─► waits for the next look ─► posted again; the second time nobody serves the version
       └─ refused by the broker, or not confirmed while that is blocked ─► fails
 
 A batch is posted again once at most, where the retry budget and its callers' deadlines leave room for that. One of

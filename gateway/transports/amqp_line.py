@@ -29,10 +29,13 @@ Taker = Callable[[DeliveredMessage], None]
 class Line:
     """`instance` is the gateway's. `wire`: batches and replies; `events`, `beats`: what may be lost."""
 
-    def __init__(self, instance: str, link: Link, probe: Callable[[], None]) -> None:
-        """`probe`: say something that the broker sends back."""
+    def __init__(
+        self, instance: str, link: Link, probe: Callable[[], None], outdated: Callable[[], None] = lambda: None
+    ) -> None:
+        """`probe`: say something that the broker sends back. `outdated`: what is routed by seems to be."""
         self.instance = instance
         self.probe = probe
+        self.outdated = outdated
         self.heard = 0
         """When anything last came from the broker, in monotonic nanoseconds."""
         self.wire: Wire | None = None

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from workers.messages import Batch, Cancel, Reply
+from core.errors import NotReady
+from workers.messages import Batch, Cancel, Reply, failure_of
 
 Done = Callable[[Reply], None]
 """Called exactly once for each batch, on the event loop's thread, never from inside `send`. A batch that was lost
 comes back as a Reply whose results are all Failures of reason `worker_lost`."""
+
+
+UNSERVED = failure_of(NotReady("the model version is not being served"))
+"""This very object is the result of members that nobody began with, and nobody will: no worker serves the version any
+more. Another version may."""
 
 
 class Sample(NamedTuple):

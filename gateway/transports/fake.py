@@ -3,7 +3,7 @@
 fake = Fake()                         # answers by itself on the loop's next turn, echoing its inputs
 fake = Fake(automatic=False)          # keeps batches in `fake.waiting` until told
 fake.complete(); fake.complete(id)    # the oldest, or that one
-fake.fail(ModelFailed("…")); fake.lose(); fake.window = 0
+fake.fail(ModelFailed("…")); fake.lose(); fake.unserve(); fake.window = 0
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from core.errors import PenstockError, WorkerLost
-from gateway.transports.base import Done, Sample
+from gateway.transports.base import UNSERVED, Done, Sample
 from workers.messages import Batch, Cancel, Column, Failure, Member, Output, Reply, Timing, failure_of
 
 Result = list[Output] | Failure
@@ -92,6 +92,12 @@ class Fake:
         """The worker dies: everything that waits comes back as lost."""
         while self.waiting:
             self.fail(WorkerLost("the worker was lost"))
+
+    def unserve(self) -> None:
+        """No worker serves the version any more: everything that waits comes back so."""
+        while self.waiting:
+            batch, done = self._take(None)
+            done(Reply(batch.id, [UNSERVED] * len(batch.members), Timing()))
 
     def _seconds(self, batch: Batch) -> float:
         return self._service(batch) if callable(self._service) else self._service

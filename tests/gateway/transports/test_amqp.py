@@ -16,6 +16,7 @@ from core.errors import NotReady
 from core.settings import Settings
 from core.topology import BEATS, BOOT, INSTANCE, infer_queue
 from gateway.transports.amqp import Amqp
+from gateway.transports.base import UNSERVED
 from tests.gateway.transports.replicas import (
     BOUND_S,
     ECHO,
@@ -158,11 +159,15 @@ async def test_what_is_no_beat_is_ignored(amqp_url: str, logged: list[EventDict]
 
 async def test_a_queue_that_is_not_there(amqp_url: str) -> None:
     """One more try, since a version's queue may be just being made; then its callers hear that it is not served."""
-    async with replica_at(amqp_url, ECHO) as replica, hub_at(amqp_url) as hub:
+    looks: list[None] = []
+    async with replica_at(amqp_url, ECHO) as replica, hub_at(amqp_url, None, lambda: looks.append(None)) as hub:
         transport = await opened(hub, ECHO)
         await replica.channel.queue_delete(infer_queue("m", 1))
         begun = time.monotonic()
-        assert reasons(await answered(send(transport, batch_of(rows(1), rows(2))))) == ["not_ready"] * 2
+        reply = await answered(send(transport, batch_of(rows(1), rows(2))))
+        assert [result is UNSERVED for result in reply.results] == [True] * 2
+        assert reasons(reply) == ["not_ready"] * 2
+        assert looks == [None], "the repository may say that another version is to be asked"
         assert 0.0 < time.monotonic() - begun < 1.5
         future = send(transport, batch_of(rows(7)))
         await replica.serve()
