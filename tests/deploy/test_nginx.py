@@ -21,12 +21,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from core.errors import Unavailable
 from core.settings import MIB, Settings
+from server.servers import obtaining
+from server.servers.choice import may_install
 from tests.deploy.composed import ROOT, seconds, services
 from tests.services import LEFT_OUT
 
 CONF = ROOT / "deploy/nginx.conf"
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+SEARCHED = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin"
 BOUND_S = 20.0
 
 
@@ -127,14 +130,28 @@ def gateways() -> Iterator[list[Gateway]]:
         gateway.leave()
 
 
+@pytest.fixture(scope="module")
+def nginx() -> str:
+    """The program; installed where that may be done, else what needs it is left out."""
+    if shutil.which("nginx", path=SEARCHED) is None:
+        may = may_install(os.getuid(), os.environ)
+        try:
+            obtaining.install("nginx", "nginx", may, lambda step: None)
+        except Unavailable as error:
+            if may:
+                pytest.fail(error.message)
+            pytest.skip(LEFT_OUT + error.message)
+    found = shutil.which("nginx", path=SEARCHED)
+    assert found is not None
+    return found
+
+
 @pytest.fixture
-def proxy(gateways: list[Gateway], tmp_path: Path) -> Iterator[httpx.Client]:
-    if NGINX is None:
-        pytest.skip(LEFT_OUT + "nginx is not installed")
+def proxy(nginx: str, gateways: list[Gateway], tmp_path: Path) -> Iterator[httpx.Client]:
     port, conf = free_port(), tmp_path / "nginx.conf"
     conf.write_text(native(gateways, port, tmp_path))
-    subprocess.run([NGINX, "-t", "-c", conf], check=True, capture_output=True, timeout=30)
-    process = subprocess.Popen([NGINX, "-c", conf], stderr=subprocess.DEVNULL)
+    subprocess.run([nginx, "-t", "-c", conf], check=True, capture_output=True, timeout=30)
+    process = subprocess.Popen([nginx, "-c", conf], stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             _until_it_answers(client)

@@ -334,7 +334,7 @@ async def test_a_defect_of_ours_shows_nothing_of_the_inside() -> None:
         return [[Output("x", "FP32", ("boom",), b"")]]  # type: ignore[arg-type]
 
     async with running(version(), transport=lambda: Fake(compute=nonsense)) as here:
-        error = await refused(here.call(INFER, raw_request(), timeout=2.0))
+        error = await refused(here.call(INFER, raw_request(), timeout=20.0))
         assert error.code() is grpc.StatusCode.INTERNAL
         assert "boom" not in (error.details() or "")
         assert trailing(error)["error-id"]
