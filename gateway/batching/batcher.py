@@ -195,7 +195,7 @@ class Batcher:
         policy, transport = self.policy, self._transport
         while True:
             now = time.monotonic_ns()
-            batch, expired, wake = policy.decide(now, transport.window)
+            batch, expired, wake = policy.decide(now, transport.window, transport.replicas)
             if batch is not None:
                 self._send(batch)
             for entry in expired:

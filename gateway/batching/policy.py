@@ -116,6 +116,7 @@ class Policy:
         self.cancel = self.queue.remove
         self.aboard: list[Formed] = []
         self.replicas = 1
+        """Workers that take what is sent: each batch in flight, or waiting, holds up the others by its share of one."""
         self.busy_until = 0
         """When the worker is expected to be through with what is in flight."""
         self.usual = 0
@@ -127,11 +128,12 @@ class Policy:
         """How long the worker is still expected to be busy with what is in flight."""
         return max(0, self.busy_until - now)
 
-    def decide(self, now: int, window: int) -> Decision:
+    def decide(self, now: int, window: int, replicas: int = 1) -> Decision:
+        """`window`: batches that may be in flight; `replicas`: how many workers they are for, whoever else sends."""
+        self.replicas = max(1, replicas)
         expired = self.queue.expire(now)
         batch = None
         if len(self.aboard) < window and self.queue.entries:
-            self.replicas = max(1, window // 2)
             batch = self._form(now, expired)
         return Decision(batch, expired, self.queue.due())
 

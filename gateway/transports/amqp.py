@@ -61,7 +61,7 @@ class Amqp:
     def __init__(self, version: Version, line: Line, fleet: Fleet, settings: Settings) -> None:
         self.version = version
         self.replicas = 0
-        """Ready ones, as far as they are heard."""
+        """Ready ones, as far as they are heard; other gateways send to them too."""
         self.samples: list[Sample] = []
         self._line = line
         self._fleet = fleet

@@ -37,6 +37,10 @@ class Transport(Protocol):
         """Batches that may usefully be in flight now; 0 while no worker can take any."""
 
     @property
+    def replicas(self) -> int:
+        """Workers that share what is sent here, by all gateways; 0 while none is heard."""
+
+    @property
     def samples(self) -> list[Sample]:
         """Service times measured by the warm-up, to seed the estimates."""
 

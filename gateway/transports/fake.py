@@ -44,8 +44,10 @@ class Fake:
         automatic: bool = True,
         service: float | Callable[[Batch], float] = 0.0,
         later: Later | None = None,
+        replicas: int = 1,
     ) -> None:
         self.window = window
+        self.replicas = replicas
         self.samples = list(samples)
         self.sent: list[Batch] = []
         self.cancelled: list[Cancel] = []

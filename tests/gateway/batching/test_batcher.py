@@ -54,8 +54,9 @@ class Caller(Entry):
 class Scripted:
     """A transport that keeps what it is sent until the test answers."""
 
-    def __init__(self, window: int = 1, samples: list[Sample] | None = None) -> None:
+    def __init__(self, window: int = 1, samples: list[Sample] | None = None, replicas: int = 1) -> None:
         self.window = window
+        self.replicas = replicas
         self.samples = samples or []
         self.waiting: list[tuple[Batch, Done]] = []
         self.sent: list[Batch] = []
@@ -320,6 +321,17 @@ async def test_a_shorter_deadline_moves_the_one_timer_forward() -> None:
     await until(lambda: bool(short.outcomes))
     assert long.outcomes == []
     assert time.monotonic_ns() < long.deadline
+
+
+@pytest.mark.parametrize(("window", "replicas", "counted"), [(1, 4, 4), (8, 4, 4), (8, 1, 1), (2, 0, 1)])
+async def test_the_transport_says_how_many_replicas_there_are(window: int, replicas: int, counted: int) -> None:
+    """Not its window: that is this gateway's share of what they take, and more while batches hang."""
+    transport = Scripted(window=window, replicas=replicas)
+    subject = batcher(transport)
+    subject.submit(Caller(1))
+    await turn()
+    assert subject.policy.replicas == counted
+    transport.reply()
 
 
 async def test_a_transport_whose_window_opens_later_is_asked_again() -> None:

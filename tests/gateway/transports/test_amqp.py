@@ -112,6 +112,7 @@ async def test_the_window_is_this_gateways_share(amqp_url: str) -> None:
         assert transport.replicas == 2
         async with hub_at(amqp_url), hub_at(amqp_url):
             await until(lambda: transport.window == 2)
+            assert transport.replicas == 2, "they are there for all gateways"
         second.state = beats.STARTING
         await until(lambda: transport.replicas == 1)
         replica.state = beats.DRAINING
