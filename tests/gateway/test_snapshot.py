@@ -5,9 +5,10 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from gateway.snapshot import CONFIRM_S, Snapshot
+from gateway.snapshot import CONFIRM_S, Snapshot, since_boot
 from repository.catalog import Catalog, catalog
 from repository.records import Alias, ApiKey, Deployment
 from tests.repository.scripted import a_state, a_version
@@ -24,7 +25,8 @@ MADE = catalog(
 
 
 class Clock:
-    now = 1_000.0
+    def __init__(self, now: float) -> None:
+        self.now = now
 
     def __call__(self) -> float:
         return self.now
@@ -32,12 +34,17 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_000.0)
 
 
 @pytest.fixture
-def snapshot(tmp_path: Path, clock: Clock) -> Snapshot:
-    return Snapshot(tmp_path / "snapshot", 60.0, clock)
+def up() -> Clock:
+    return Clock(50.0)
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, clock: Clock, up: Clock) -> Snapshot:
+    return Snapshot(tmp_path / "snapshot", 60.0, clock, up, "this boot")
 
 
 async def test_what_was_kept_is_loaded(snapshot: Snapshot, tmp_path: Path) -> None:
@@ -52,12 +59,47 @@ def test_nothing_kept_is_nothing(snapshot: Snapshot) -> None:
     assert snapshot.load() is None
 
 
-@pytest.mark.parametrize(("age", "believed"), [(0.0, True), (60.0, True), (61.0, False), (-1.0, False)])
-async def test_it_is_believed_for_its_time(snapshot: Snapshot, clock: Clock, age: float, believed: bool) -> None:
-    """One from the future is not believed either: nobody knows how old that is."""
+AGES = [(0.0, True), (60.0, True), (61.0, False), (-1.0, True), (-60.0, True), (-61.0, False)]
+
+
+@pytest.mark.parametrize("stepped", [0.0, -3600.0, 3600.0])
+@pytest.mark.parametrize(("age", "believed"), AGES)
+async def test_it_is_believed_for_its_time(
+    snapshot: Snapshot, clock: Clock, up: Clock, age: float, believed: bool, stepped: float
+) -> None:
+    """As long as the host is up its age is counted from the boot, whatever is done to the wall clock."""
+    await snapshot.keep(MADE)
+    up.now += age
+    clock.now += age + stepped
+    assert (snapshot.load() is not None) == believed
+
+
+@pytest.mark.parametrize(("age", "believed"), AGES)
+async def test_after_a_boot_the_wall_clock_counts(
+    snapshot: Snapshot, clock: Clock, tmp_path: Path, age: float, believed: bool
+) -> None:
+    """One that seems to be of the future is new, for the clock was set back; but not from how far one likes."""
     await snapshot.keep(MADE)
     clock.now += age
-    assert (snapshot.load() is not None) == believed
+    for up in (0.0, 1e9):
+        later = Snapshot(tmp_path / "snapshot", 60.0, clock, Clock(up), "another boot")
+        assert (later.load() is not None) == believed
+
+
+async def test_the_clocks_of_this_host_do() -> None:
+    """They run, and the boot has a name."""
+    assert 0 < since_boot() <= since_boot()
+
+
+async def test_one_that_an_earlier_release_kept_is_believed(snapshot: Snapshot, clock: Clock, tmp_path: Path) -> None:
+    """It knows the wall clock alone."""
+    await snapshot.keep(MADE)
+    kept = msgspec.msgpack.decode((tmp_path / "snapshot").read_bytes())
+    del kept["boot"], kept["up"]
+    (tmp_path / "snapshot").write_bytes(msgspec.msgpack.encode(kept))
+    assert snapshot.load() == MADE
+    clock.now += 61.0
+    assert snapshot.load() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"\xff" * 100])
@@ -82,11 +124,12 @@ async def test_a_folder_that_takes_nothing_is_only_logged(tmp_path: Path, clock:
     assert snapshot.due(MADE)
 
 
-async def test_it_is_due_when_something_changed_or_much_time_went(snapshot: Snapshot, clock: Clock) -> None:
-    """So that its age is that of the last contact, not of the last change."""
+async def test_it_is_due_when_something_changed_or_much_time_went(snapshot: Snapshot, clock: Clock, up: Clock) -> None:
+    """So that its age is that of the last contact, not of the last change. The wall clock may be set meanwhile."""
     assert snapshot.due(MADE)
     await snapshot.keep(MADE)
     assert not snapshot.due(MADE)
     assert snapshot.due(Catalog(8))
-    clock.now += CONFIRM_S + 1
+    clock.now -= 3600.0
+    up.now += CONFIRM_S + 1
     assert snapshot.due(MADE)
