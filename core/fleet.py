@@ -10,6 +10,10 @@ SILENT_AFTER_NS = 3_000_000_000
 """Who was not heard for this long does not count."""
 FORGOTTEN_AFTER_NS = 60_000_000_000
 
+WINDOW_NS = 300_000_000_000
+"""Differences of clocks are kept for one to two of these: two hosts' clocks drift apart by as much as 50 millionths
+(15 ms in each), and the quickest way of so many beats is as good as any."""
+
 B = TypeVar("B", bound=Beat)
 
 
@@ -18,21 +22,43 @@ class Heard(NamedTuple, Generic[B]):
     at: int
 
 
+class Offset:
+    """The smallest of the differences seen in this window and the one before: a delay only makes one larger."""
+
+    __slots__ = ("_before", "_since", "_smallest")
+
+    def __init__(self, difference: int, now: int) -> None:
+        self._since = now
+        self._smallest = self._before = difference
+
+    def see(self, difference: int, now: int) -> None:
+        windows = (now - self._since) // WINDOW_NS
+        if windows > 0:
+            self._since += windows * WINDOW_NS
+            self._before = self._smallest if windows == 1 else difference
+            self._smallest = difference
+        self._smallest = min(self._smallest, difference)
+
+    @property
+    def ns(self) -> int:
+        return min(self._smallest, self._before)
+
+
 class Fleet:
     """Everything heard on the `beats` exchange."""
 
     def __init__(self) -> None:
         self._replicas: dict[str, Heard[ReplicaBeat]] = {}
         self._gateways: dict[str, Heard[GatewayBeat]] = {}
-        self._offsets: dict[str, int] = {}
+        self._offsets: dict[str, Offset] = {}
 
     def hear(self, beat: GatewayBeat | ReplicaBeat, now: int) -> None:
         if isinstance(beat, ReplicaBeat):
             self._replicas[beat.sender] = Heard(beat, now)
         else:
             self._gateways[beat.sender] = Heard(beat, now)
-        offset = now - beat.sent
-        self._offsets[beat.sender] = min(offset, self._offsets.get(beat.sender, offset))
+        difference = now - beat.sent
+        self._offsets.setdefault(beat.sender, Offset(difference, now)).see(difference, now)
 
     def forget(self, now: int) -> None:
         """Drop who has been silent for long: call it now and then."""
@@ -70,6 +96,7 @@ class Fleet:
         )
 
     def offset(self, sender: str) -> int | None:
-        """What to add to the sender's monotonic clock to have ours, too large by the quickest way here; None when it
-        was never heard."""
-        return self._offsets.get(sender)
+        """What to add to the sender's monotonic clock to have ours, too large by the quickest way here in the last
+        minutes; None when it was never heard."""
+        known = self._offsets.get(sender)
+        return None if known is None else known.ns

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.beats import READY, STARTING, GatewayBeat, ReplicaBeat, Share
-from core.fleet import FORGOTTEN_AFTER_NS, SILENT_AFTER_NS, Fleet
+from core.fleet import FORGOTTEN_AFTER_NS, SILENT_AFTER_NS, WINDOW_NS, Fleet
 
 NOW = 10**12
 
@@ -50,6 +52,47 @@ def test_the_smallest_difference_of_clocks_is_kept() -> None:
         heard.hear(replica(sent=sent), arrived)
     assert heard.offset("r") == 1_020
     assert heard.offset("stranger") is None
+
+
+BEAT_NS = 1_000_000_000
+PATH_NS = st.integers(0, 50_000_000)
+
+
+@given(
+    delays=st.lists(PATH_NS, min_size=2, max_size=1000),
+    drift_ppm=st.sampled_from([-50, 0, 50]),
+    pace=st.integers(1, 3),
+    ahead=st.integers(-(10**15), 10**15),
+)
+def test_the_difference_of_clocks_is_followed(delays: list[int], drift_ppm: int, pace: int, ahead: int) -> None:
+    """It is never larger than the quickest way of the last window allows, and never smaller than the clocks have
+    differed since the window before: so it follows a drift of 50 millionths in both directions."""
+    heard, seen = Fleet(), list[tuple[int, int, int]]()
+    for number, delay in enumerate(delays):
+        sent = NOW + number * pace * BEAT_NS
+        truth = ahead + (sent - NOW) * drift_ppm // 1_000_000
+        arrived = sent + delay
+        heard.hear(replica(sent=sent - truth), arrived)
+        seen.append((arrived, truth, delay))
+        offset = heard.offset("r")
+        assert offset is not None
+        if number % 40 and number + 1 < len(delays):  # each look costs as much as all beats so far
+            continue
+        assert offset <= min(true + late for at, true, late in seen if at > arrived - WINDOW_NS)
+        assert offset >= min(true for at, true, _ in seen if at > arrived - 2 * WINDOW_NS)
+
+
+@pytest.mark.parametrize("drift_ppm", [-50, 50])
+def test_a_drift_of_a_day_is_followed(drift_ppm: int) -> None:
+    """4.3 s apart by then: a deadline is off by what two windows bring, not by all of that."""
+    heard = Fleet()
+    for second in range(0, 86_400, 10):
+        arrived = NOW + second * BEAT_NS
+        truth = second * BEAT_NS * drift_ppm // 1_000_000
+        heard.hear(replica(sent=arrived - truth), arrived)
+        offset = heard.offset("r")
+        assert offset is not None
+        assert abs(offset - truth) <= 2 * WINDOW_NS * 50 // 1_000_000
 
 
 def test_who_was_silent_for_long_is_forgotten() -> None:
