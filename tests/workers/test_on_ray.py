@@ -25,7 +25,8 @@ from tests.workers.samples import version as record
 def settings(servers: Servers, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     with fresh_vhost(servers) as url:
         home = tmp_path_factory.mktemp("site")
-        yield Settings(amqp_url=url, home=home, poll_interval_s=0.2, drain_timeout_s=5, child_patience_s=1)
+        short = {"drain_timeout_s": 5, "default_deadline_ms": 5_000, "child_patience_s": 1}
+        yield Settings.model_validate({"amqp_url": url, "home": home, "poll_interval_s": 0.2} | short)
 
 
 @pytest.fixture(scope="module")
