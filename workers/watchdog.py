@@ -80,7 +80,7 @@ async def watch(worker: Worker, patience_s: float, blame: Blame, end: Callable[[
             break
     silent_s = round((now - execution.started) / SECOND, 1)
     log.error("model hangs, its replica ends", model=version.key, silent_s=silent_s, members=len(execution.members))
-    with suppress(TimeoutError, ConnectionError):
+    with suppress(Exception):  # whatever becomes of it, the process ends
         async with asyncio.timeout(FAREWELL_S):
             await blame(execution.members)
     end(HUNG)
