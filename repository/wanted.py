@@ -27,18 +27,18 @@ def _of_model(catalog: Catalog, model: str, versions: Mapping[int, Version]) -> 
     numbers = {highest, *catalog.aliases.get(model, {}).values()}
     numbers |= {number for number, version in versions.items() if version.wanted == ALWAYS}
     if not catalog.ready(model, highest):
-        numbers |= _stand_in(catalog, model, versions)
+        numbers |= _stand_in(catalog, model, versions, highest)
     return numbers
 
 
-def _stand_in(catalog: Catalog, model: str, versions: Mapping[int, Version]) -> set[int]:
-    """The highest ready version; where none is ready, the highest that is being loaded (so at a restart, when the
-    version that served before has to be loaded again while a higher one still fails)."""
+def _stand_in(catalog: Catalog, model: str, versions: Mapping[int, Version], highest: int) -> set[int]:
+    """The highest ready version; where none is ready, the highest other one that is being loaded (so at a restart,
+    when the version that served before has to be loaded again while a higher one is tried again, and fails again)."""
     for state in (READY, LOADING):
         found = [
             number
             for number, version in versions.items()
-            if version.wanted != NEVER and catalog.state(model, number) == state
+            if number != highest and version.wanted != NEVER and catalog.state(model, number) == state
         ]
         if found:
             return {max(found)}

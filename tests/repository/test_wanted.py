@@ -40,6 +40,7 @@ CASES: dict[str, tuple[Marks, Marks, tuple[int, ...], set[int]]] = {
     ),
     "not one that was unloaded by name": ({1: "never", 2: "auto"}, {1: "READY", 2: "LOADING"}, (), {2}),
     "a stand-in that loads again": ({1: "auto", 2: "auto"}, {1: "LOADING", 2: "UNAVAILABLE"}, (), {1, 2}),
+    "and while the highest is tried again": ({1: "auto", 2: "auto"}, {1: "LOADING", 2: "LOADING"}, (), {1, 2}),
     "no stand-in that failed too": ({1: "auto", 2: "auto"}, {1: "UNAVAILABLE", 2: "UNAVAILABLE"}, (), {2}),
 }
 
