@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from core.errors import Unavailable
+from core.errors import PenstockError, Unavailable
 from core.settings import Settings
 from server.listen import HttpServer
 
@@ -25,6 +25,7 @@ class Composition:
         self.settings = settings
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stack = contextlib.AsyncExitStack()
+        self._failure: BaseException | None = None
 
     async def start(self) -> None:
         """Raises PenstockError with one sentence where it cannot; what was started by then is stopped again."""
@@ -38,8 +39,11 @@ class Composition:
         raise NotImplementedError
 
     async def stop(self) -> None:
-        """Let go, in the reverse order of the start."""
+        """Let go, in the reverse order of the start. Raises Unavailable where it came to that by a part that failed."""
         await self._stack.aclose()
+        if self._failure is not None:
+            why = self._failure.message if isinstance(self._failure, PenstockError) else "a part of it failed"
+            raise Unavailable(f"stopped: {why}")
 
     async def _serve(self, server: HttpServer, sockets: list[Any]) -> None:
         task = self._background(server.serve(sockets))
@@ -64,21 +68,25 @@ class Composition:
         """Do something for as long as the process lives; should it fail, the process stops, as on SIGTERM: half alive
         it would be worse."""
         task = asyncio.create_task(work)
-        task.add_done_callback(_end_with)
+        task.add_done_callback(self._end_with)
         self._tasks.add(task)
         self._stack.push_async_callback(_end, task)
         return task
+
+    def _end_with(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._failure = self._failure or error
+        expected = isinstance(error, PenstockError)
+        log.critical(
+            "a part of this process failed, so it stops", error=str(error), exc_info=None if expected else error
+        )
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def authority(host: str, port: int) -> str:
     """host:port, as it stands in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _end_with(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("a part of this process failed, so it stops", exc_info=error)
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

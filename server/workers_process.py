@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
 from core.errors import Unavailable
@@ -39,7 +37,7 @@ class Workers(Composition):
         write_settings(settings, file)
         serving = Serving(settings, str(file))
         serving.connect()
-        self._stack.push_async_callback(asyncio.to_thread, serving.close)
+        self._stack.push_async_callback(serving.close)
         store, artifacts = await open_repository(settings)
         self._stack.push_async_callback(store.close)
         watch = Watch(store, settings.poll_interval_s)
@@ -76,7 +74,7 @@ class Workers(Composition):
 
 
 async def run(settings: Settings) -> None:
-    """Until SIGINT or SIGTERM; what runs on Ray goes on running."""
+    """Until SIGINT or SIGTERM; what runs on Ray goes on running. Raises Unavailable where Ray was lost meanwhile."""
     workers = Workers(settings)
     await workers.start()
     stop = stop_signal()  # after Ray has set its own

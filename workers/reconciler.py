@@ -4,13 +4,15 @@ Nothing that matters is remembered here: which versions run is asked of Serve, h
 a new process goes on where the last one ended, and replicas do not notice. What this process alone knows (which loads
 failed, since when something waits) is only what it would find out again.
 
-Where the repository, the broker or Ray is away, what runs goes on running, and nothing is begun.
+Where the repository, the broker or Ray is away, what runs goes on running, and nothing is begun. Ray that
+stays away ends this: its library does not find a head that was started anew.
 What was begun ends where this process is no longer the one that reconciles (`workers/mandate.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -45,6 +47,8 @@ SHORT_AFTER_S = 3.0
 """A replica that has waited for a node this long does not just wait its turn."""
 STARTS_S = 60.0
 """For Ray to start a replica's process, and that to be heard: beyond the time to load."""
+LOST_AFTER_S = 20.0
+"""Ray that has been away for so long is given up: this process has to join it anew."""
 APPEARS_S = 5.0
 """Within which Serve shows an application that it was told to have."""
 
@@ -76,7 +80,7 @@ class Reconciler:
         self._known: dict[Place, Version] = {}
         self._poked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._away = ""
+        self._away_since = math.inf
 
     def __repr__(self) -> str:
         return f"<Reconciler, busy with {', '.join(f'{m}/{v}' for m, v in self._busy) or 'nothing'}>"
@@ -86,6 +90,7 @@ class Reconciler:
         self._poked.set()
 
     async def run(self) -> None:
+        """For ever. Raises Unavailable where Ray stays away."""
         self._watch.subscribe(lambda _: self.poke())
         while True:
             with suppress(TimeoutError):
@@ -107,12 +112,12 @@ class Reconciler:
     async def _look(self) -> None:
         try:
             applications, cluster = await self._serving.applications(), await self._serving.cluster()
-        except Unavailable as error:
-            if self._away != error.message:
-                log.warning("ray away", error=error.message)
-            self._away = error.message
+        except Unavailable:
+            self._away_since = min(self._away_since, time.monotonic())
+            if time.monotonic() - self._away_since >= LOST_AFTER_S:
+                raise Unavailable(f"Ray has been away for {LOST_AFTER_S:g} s, it has to be joined anew") from None
             return
-        self._away = ""
+        self._away_since = math.inf
         catalog = self._states.overlaid(self._watch.catalog)
         self._known |= {(version.model, version.version): version for version in catalog.all_versions()}
         actual = self._actual(applications, cluster)

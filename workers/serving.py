@@ -1,12 +1,17 @@
 """Ray Serve as the reconciler sees it: one application for each model version, with one deployment of replicas.
 
-Serve's own HTTP proxy is never started, and no handle is used. Ray's calls block, so each runs in a thread.
+Serve's own HTTP proxy is never started, and no handle is used. Ray's calls block, and without its head some never
+return, so each runs in a thread of its own and is waited for so long and no longer. A driver whose head is gone joins
+no other cluster for sure, and Ray ends its process after a minute: the reconciler gives up before that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,6 +27,7 @@ from core.settings import Settings
 from repository.catalog import Place
 from repository.records import Version
 from workers.draining import bounds
+from workers.loading import in_thread
 from workers.placement import Cluster, Node, Spec
 from workers.reconcile import Application
 from workers.replica import Replica
@@ -37,6 +43,10 @@ another time to stop."""
 NAMESPACE = "serve"
 HEALTH_PERIOD_S = 2.0
 """A replica whose process died is replaced after this at the latest."""
+ANSWER_S = 10.0
+"""Within which Ray answers, or counts as away."""
+CONNECT_S = 5.0
+LEAVE_S = 10.0
 STOP_LOOK_S = 0.1
 NEVER_CALLED = 100
 """Requests at one time that Serve may send to a replica: none ever comes that way."""
@@ -52,15 +62,18 @@ class Serving:
 
     def connect(self) -> None:
         """Join the cluster of RAY_ADDRESS, or the one that runs on this host, and have Serve there. Blocks."""
+        check_listening(os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
             serve.start(proxy_location="Disabled")
         except Exception as error:
             raise Unavailable(f"Ray cannot be joined: {' '.join(str(error).split())[:300]}") from error
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Leave the cluster; what runs there goes on."""
-        ray.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await in_thread(ray.shutdown, lambda _: None)
 
     async def applications(self) -> dict[Place, Application]:
         details = await _asked(_details)
@@ -96,6 +109,17 @@ class Serving:
     async def delete(self, place: Place) -> None:
         """Begin to stop its replicas, each of which drains."""
         await _asked(lambda: serve.delete(name_of(*place), _blocking=False))
+
+
+def check_listening(address: str) -> None:
+    """Raise Unavailable where `address` is host:port and nobody listens there: Ray itself would try for long."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise Unavailable(f"Ray cannot be joined: {address}, of RAY_ADDRESS: {error.strerror or error}") from error
 
 
 def name_of(model: str, version: int) -> str:
@@ -159,7 +183,8 @@ def _resources() -> Any:
 
 async def _asked(call: Callable[[], T]) -> T:
     try:
-        return await asyncio.to_thread(call)
+        async with asyncio.timeout(ANSWER_S):
+            return await in_thread(call, lambda _: None)
     except Exception as error:
         log.warning("ray failed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         raise Unavailable("Ray cannot be reached") from error
