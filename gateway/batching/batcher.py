@@ -17,7 +17,7 @@ from collections.abc import Callable
 import structlog
 
 from core.beats import Share
-from core.errors import DeadlineExceeded, Draining, Internal, PenstockError, new_error_id
+from core.errors import DeadlineExceeded, Draining, Internal, PenstockError, Unavailable, new_error_id
 from core.settings import Settings
 from gateway.admission import Admission
 from gateway.batching.entry import Entry
@@ -33,6 +33,9 @@ WAITING, ABOARD, OVER = Entry.WAITING, Entry.ABOARD, Entry.OVER
 MIN_DELAY_S = 0.0005
 CLOSED_WINDOW_NS = 20_000_000
 """A transport whose window is closed is asked again after this: it does not say when it opens."""
+CLOSED_PATIENCE_NS = 3_000_000_000
+"""What waits behind a window that is closed for so long, with nothing in flight, is told to come again: its deadline
+may be far. As long as a batch waits for a connection (`transports/amqp_flight.py`)."""
 
 SECOND = 1_000_000_000
 FRESH_NS = SECOND * 9 // 10
@@ -108,6 +111,8 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._alarm = NEVER
         """What the timer is set to."""
+        self._stuck = 0
+        """Since when nothing leaves though something waits; 0: it does, or nothing does."""
         self._closed: PenstockError | None = None
         self._empty: asyncio.Event | None = None
         """Set when a drain has nothing left to wait for."""
@@ -284,7 +289,10 @@ class Batcher:
         alarm = wake or NEVER
         for formed in self._flights.values():
             alarm = min(alarm, formed.expires)
-        if not self._flights and self.policy.queue.entries:
+        if self._flights or not self.policy.queue.entries:
+            self._stuck = 0
+        else:
+            self._stuck = self._stuck or now
             alarm = min(alarm, now + CLOSED_WINDOW_NS)
         if alarm < self._alarm:
             if self._timer is not None:
@@ -299,6 +307,15 @@ class Batcher:
             if formed.expires <= now:
                 self._expire_aboard(number, formed, now)
         self._dispatch()
+        if self._stuck and now - self._stuck > CLOSED_PATIENCE_NS:
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        self._stuck = 0
+        for entry in list(self.policy.queue):
+            self.policy.cancel(entry)
+            self._refuse(entry, Unavailable("no worker takes the model's requests at the moment", retry_after=1.0))
+        self._check_empty()
 
     def _expire_aboard(self, number: int, formed: Formed, now: int) -> None:
         """Tell the callers aboard whose deadline has passed, and the worker that they need no answer."""

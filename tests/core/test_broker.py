@@ -44,7 +44,8 @@ async def test_whatever_the_library_raises_the_broker_is_away(
         tries.append(None)
         if len(tries) <= 2:
             raise error
-        return await connect(*values, **named)
+        connection: AbstractConnection = await connect(*values, **named)
+        return connection
 
     async def opened(connection: AbstractConnection) -> None: ...
 

@@ -10,7 +10,16 @@ from collections.abc import Callable
 import pytest
 
 from core.datatypes import Buffer
-from core.errors import DeadlineExceeded, Draining, Hopeless, Internal, PenstockError, QueueFull, WorkerLost
+from core.errors import (
+    DeadlineExceeded,
+    Draining,
+    Hopeless,
+    Internal,
+    PenstockError,
+    QueueFull,
+    Unavailable,
+    WorkerLost,
+)
 from core.settings import Settings
 from gateway.batching.batcher import BatchDone, Batcher
 from gateway.batching.entry import BatchKey, ColumnKey, Entry
@@ -345,6 +354,30 @@ async def test_a_transport_whose_window_opens_later_is_asked_again() -> None:
     await until(lambda: bool(transport.sent))
     transport.reply()
     assert caller.outcomes == [caller.sent]
+
+
+async def test_who_waits_behind_a_closed_window_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In seconds, however far its deadline; not while batches are in flight, and not once it opens."""
+    monkeypatch.setattr("gateway.batching.batcher.CLOSED_PATIENCE_NS", 100_000_000)
+    transport = Scripted()
+    subject = batcher(transport)
+    for number in range(2):
+        subject.submit(caller := Caller(number))
+        await turn()
+    transport.window = 0
+    await asyncio.sleep(0.2)
+    assert caller.outcomes == []
+    transport.reply()
+    await until(lambda: bool(caller.outcomes))
+    (refusal,) = caller.outcomes
+    assert isinstance(refusal, Unavailable)
+    assert refusal.retry_after
+    assert subject.pending == 0
+    subject.submit(late := Caller(3))
+    transport.window = 1
+    await until(lambda: bool(transport.sent[1:]))
+    transport.reply()
+    assert late.outcomes == [late.sent]
 
 
 async def test_refusals_are_raised_at_once() -> None:
