@@ -1,8 +1,8 @@
 """The production shape on this machine: broker, Ray, control plane, gateways and the load generator share its cores.
 
 rest_json   the 4×4 product through RabbitMQ and a Ray Serve replica, beside the bare echo
-image       588 KiB through the broker and a byte back, beside the same embedded
-growth      the product's throughput with 1, 2 and 4 gateways and replicas
+image       588 KiB through the broker, one way and there and back, beside the same embedded
+growth      the product's throughput with 1, 2 and 4 gateways, each with 1, 2 and 4 replicas
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ from benchmarks.large import IMAGE, Caller
 from benchmarks.load import HttpTarget, Load, load_http
 from benchmarks.processes import cpu_seconds, echo, penstock, push
 from benchmarks.rows import Plan, Row, alternating, median, ratio
+from server.servers import processes
+from server.servers.places import Place
 from tests.running import COMMAND, RunningServer
 
 GOALS = {32: 0.5, 128: 1.0}
@@ -40,6 +42,10 @@ class Cpu(NamedTuple):
     gateways: float
     replicas: float
     broker: float
+    ray: float
+    """Its head and Serve's controller."""
+    control: float
+    """The control plane and the workers' driver."""
 
 
 class Shape:
@@ -51,6 +57,8 @@ class Shape:
             artifact = models.product(Path(folder) / "product.onnx")
             self.url = push(server, str(artifact), "product", "--max-batch", MAX_BATCH)
         self._broker = self._broker_pid()
+        ray = Place(server.home / "services", "ray")
+        self._ray_leader, self._ray_mark = ray.running, ray.mark
 
     @property
     def headers(self) -> dict[str, str]:
@@ -75,12 +83,25 @@ class Shape:
             time.sleep(0.2)
 
     def cpu(self) -> Cpu:
-        gateways = [
-            child.pid
-            for child in psutil.Process(self.server.pid).children()
-            if "server.gateway_process" in child.cmdline()
-        ]
-        return Cpu(sum(map(cpu_seconds, gateways)), sum(map(cpu_seconds, self.replicas())), cpu_seconds(self._broker))
+        replicas = self.replicas()
+        return Cpu(
+            gateways=self._used(self._ours("server.gateway_process")),
+            replicas=self._used(replicas),
+            broker=self._used([self._broker]),
+            ray=self._used(sorted(self._ray() - set(replicas))),
+            control=self._used(self._ours("control") + self._ours("workers")),
+        )
+
+    def _used(self, processes: list[int]) -> float:
+        return sum(map(cpu_seconds, processes))
+
+    def _ours(self, word: str) -> list[int]:
+        return [child.pid for child in psutil.Process(self.server.pid).children() if word in child.cmdline()]
+
+    def _ray(self) -> set[int]:
+        """Everything that its head has started, idle workers and replicas among them."""
+        assert self._ray_leader is not None
+        return {process.pid for process in processes.family(self._ray_leader.birth, self._ray_mark)}
 
     def _broker_pid(self) -> int:
         environment = self.server.environment | {"PENSTOCK_HOME": str(self.server.home)}
@@ -109,47 +130,54 @@ def rest_json(plan: Plan) -> list[Row]:
 
 
 def growth(plan: Plan) -> list[Row]:
-    """Throughput at c=128 as gateways and replicas grow together, beside the echo."""
+    """Throughput at c=128 as gateways and replicas grow, beside the echo."""
     rows = []
-    for count in GROWTH:
-        with echo("benchmarks.echo") as unit, shape(count) as ours:
-            ours.grow(count)
+    for gateways in GROWTH:
+        with echo("benchmarks.echo") as unit, shape(gateways) as ours:
             bare, target = _targets(unit.port, ours)
-            row = _rows(plan, 128, bare, target, ours)[0]
-            row.part, row.at_least = "distributed-growth", None
-            row.what = f"{count} gateways, {count} replicas, c=128: throughput"
-            rows.append(row)
+            for replicas in GROWTH:
+                ours.grow(replicas)
+                row = _rows(plan, 128, bare, target, ours)[0]
+                row.part, row.at_least = "distributed-growth", None
+                row.what = f"gateways: {gateways}, replicas: {replicas}, c=128: throughput"
+                rows.append(row)
     return rows
 
 
 def image(plan: Plan) -> list[Row]:
-    """The p50 of one caller whose request carries an image and whose answer does not."""
-    calls = 50 if plan.quick else 200
+    """The p50 of one caller whose request carries an image, and whose answer does not, or does as well."""
     with shape() as ours, penstock() as embedded:
-        callers = [_image_caller(server) for server in (ours.server, embedded)]
-        through, beside = callers
-        through.p50_ms(20), beside.p50_ms(20)  # warm
-        pairs = alternating(plan.rounds, lambda: beside.p50_ms(calls), lambda: through.p50_ms(calls))
+        servers = (ours.server, embedded)
+        one_way = _image_row(plan, "through the broker", [_image_caller(server, models.corner) for server in servers])
+        return [
+            one_way,
+            _image_row(plan, "there and back", [_image_caller(server, models.whole) for server in servers]),
+        ]
+
+
+def _image_row(plan: Plan, how: str, callers: list[Caller]) -> Row:
+    calls = 50 if plan.quick else 200
+    through, beside = callers
+    through.p50_ms(20), beside.p50_ms(20)  # warm
+    pairs = alternating(plan.rounds, lambda: beside.p50_ms(calls), lambda: through.p50_ms(calls))
     bad = sum(caller.bad for caller in callers)
     ratios = [ratio(mine, unit) for unit, mine in pairs]
-    details = {"p50 ms": median([mine for _, mine in pairs]), "embedded p50 ms": median([unit for unit, _ in pairs])}
-    return [
-        Row(
-            part="distributed-image",
-            what="1×3×224×224 FP32 through the broker, c=1: p50",
-            value=median(ratios),
-            unit="of the same embedded",
-            rounds=ratios,
-            details=details,
-            void=f"{bad} answers were not 2xx" if bad else "",
-        )
-    ]
+    return Row(
+        part="distributed-image",
+        what=f"1×3×224×224 FP32 {how}, c=1: p50",
+        value=median(ratios),
+        unit="of the same embedded",
+        rounds=ratios,
+        details={"p50 ms": median([mine for _, mine in pairs]), "embedded p50 ms": median([unit for unit, _ in pairs])},
+        void=f"{bad} answers were not 2xx" if bad else "",
+    )
 
 
-def _image_caller(server: RunningServer) -> Caller:
+def _image_caller(server: RunningServer, model: Callable[[Path], Path]) -> Caller:
     body, headers = models.binary_body(IMAGE)
+    name = model.__name__
     with tempfile.TemporaryDirectory() as folder:
-        url = push(server, str(models.corner(Path(folder) / "corner.onnx")), "corner", "--max-batch", "8")
+        url = push(server, str(model(Path(folder) / f"{name}.onnx")), name, "--max-batch", "8")
     request, host, port = http_request(url, body, headers | {"Authorization": f"Bearer {server.api_key}"})
     return Caller(host, port, request)
 
@@ -177,6 +205,8 @@ def _rows(plan: Plan, callers: int, bare: HttpTarget, target: HttpTarget, ours: 
         "gateway CPU µs/request": median([seen.cpu.gateways for _, seen in pairs]),
         "replica CPU µs/request": median([seen.cpu.replicas for _, seen in pairs]),
         "broker CPU µs/request": median([seen.cpu.broker for _, seen in pairs]),
+        "Ray CPU µs/request": median([seen.cpu.ray for _, seen in pairs]),
+        "control CPU µs/request": median([seen.cpu.control for _, seen in pairs]),
     }
     delays = {
         "p50 ms": median([seen.load.p50_ms for _, seen in pairs]),

@@ -73,6 +73,11 @@ def corner(path: Path) -> Path:
     return _save(path, [3, 224, 224], [1, 1, 4], [node], bounds)
 
 
+def whole(path: Path) -> Path:
+    """FP32[N,3,224,224] → the same: the image goes there and comes back."""
+    return _save(path, [3, 224, 224], [3, 224, 224], [helper.make_node("Identity", ["x"], ["y"])], {})
+
+
 def _random(*shape: int) -> Rows:
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[0]))
 
