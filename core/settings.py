@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     header_timeout_s: Seconds = Field(default=10.0, description="to receive request line and headers")
     body_timeout_s: Seconds = Field(default=15.0, description="to receive the body, from the end of the headers")
     keep_alive_s: Seconds = Field(
-        default=15.0, description="an idle HTTP connection is closed after this; a gateway drains for no longer"
+        default=15.0,
+        description="an idle HTTP connection is closed after this; a gateway that stops serves for as long",
     )
     write_timeout_s: Seconds = Field(
         default=15.0, description="a client that takes no byte of its answer for this long is cut off"
@@ -134,6 +135,9 @@ class Settings(BaseSettings):
     load_timeout_s: Seconds = Field(default=120.0, description="to start, load and warm one version")
     drain_timeout_s: Seconds = Field(
         default=20.0, description="to finish accepted requests when a version or the server stops"
+    )
+    stop_timeout_s: Annotated[float, Ge(6)] = Field(
+        default=30.0, description="a gateway that is to stop has ended by then, whatever it has to cut off for that"
     )
     child_memory_bytes: Annotated[int, Ge(0)] = Field(
         default=0,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
+import structlog
+
 from core.beats import Share
-from core.errors import Draining
+from core.errors import Draining, PenstockError
 from core.settings import Settings
 from gateway.batching.batcher import Batcher
 from gateway.batching.entry import Entry
@@ -14,6 +17,8 @@ from gateway.statistics import Statistics
 from gateway.transports.base import Transport
 from repository.records import Version
 from repository.watch import Catalog
+
+log = structlog.get_logger(__name__)
 
 
 class Routes:
@@ -53,8 +58,9 @@ class Routes:
         self._open[key] = Route(version, batcher, statistics)
         self._rebuild()
 
-    async def retire(self, model: str, version: int) -> None:
-        """Send nothing more to a version, wait for what it has accepted, and let its transport go."""
+    async def retire(self, model: str, version: int, within_s: float | None = None) -> None:
+        """Send nothing more to a version, wait for what it has accepted, and let its transport go: all in `within_s`
+        seconds where that is given, else each for as long as the settings allow."""
         key = (model, version)
         route = self._open.pop(key, None)
         if route is None:
@@ -62,16 +68,28 @@ class Routes:
         self._shut.discard(key)
         self._leaving[key] = route
         self._rebuild()
+        loop = asyncio.get_running_loop()
+        ends = None if within_s is None else loop.time() + within_s
         try:
-            if await route.batcher.drain(self._settings.drain_timeout_s):
+            if await route.batcher.drain(self._settings.drain_timeout_s if within_s is None else within_s):
                 route.batcher.close(Draining("the model version was retired before this request was answered"))
-            await self._transports.pop(key).close()
+            async with asyncio.timeout_at(ends):
+                await self._transports.pop(key).close()
+        except TimeoutError:
+            log.warning("transport cut off", model=f"{model}/{version}")
         finally:
             del self._leaving[key]
 
-    async def close(self) -> None:
-        for key in list(self._open):
-            await self.retire(*key)
+    async def close(self, within_s: float | None = None) -> None:
+        """Retire all, at the same time."""
+        await asyncio.gather(*(self.retire(*key, within_s) for key in list(self._open)))
+
+    def cut_off(self, error: PenstockError) -> int:
+        """Answer all that was accepted with `error`; returns how many requests that were."""
+        left = self.pending
+        for route in (*self._open.values(), *self._leaving.values()):
+            route.batcher.close(error)
+        return left
 
     def opened(self) -> list[Key]:
         return list(self._open)

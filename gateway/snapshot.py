@@ -1,9 +1,10 @@
 """The last known catalog on disk: a gateway that starts while the repository is away serves from it.
 
 It holds routes, key digests and grants, no secret. Its age counts from the last time that the repository confirmed
-it; beyond `max_age_s` it is not believed. Until the host boots again the clock that runs from the boot tells it, so that
-setting the wall clock changes nothing; after a boot there is only the wall clock. A snapshot of the future was made
-before that was set back, or by the other clock of a container: it is new, unless it is further off than it may be old.
+it; beyond `max_age_s` it is not believed. Until the host boots again the clock that runs from the boot tells it, so
+that setting the wall clock changes nothing; after a boot there is only the wall clock. A snapshot of the future was
+made before that was set back, or by the other clock of a container: it is new, unless it is further off than it may be
+old.
 """
 
 from __future__ import annotations

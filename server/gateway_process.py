@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import socket
 import sys
@@ -22,7 +23,7 @@ import core.settings
 import gateway.rest
 from core import logs
 from core.beats import GatewayBeat, boot_id
-from core.errors import PenstockError, Unavailable
+from core.errors import Draining, PenstockError, Unavailable
 from core.settings import Settings
 from core.topology import new_instance
 from core.web import Guard, install_errors
@@ -54,7 +55,11 @@ PATIENCE_S = 10.0
 """A model whose replicas are not heard keeps a starting gateway from being ready for no longer than this."""
 LAST_WORDS_S = 1.0
 """For those who had just connected when nothing more was accepted."""
+CLOSING_S = 4.0
+"""Kept of a stop's time for that, and for letting go of everything."""
 SUMMARY = "V2 inference protocol under /v2"
+
+log = structlog.get_logger(__name__)
 
 
 class Gateway(Composition):
@@ -71,6 +76,8 @@ class Gateway(Composition):
         self._listener = listener
         self._draining = False
         self._refusing = False
+        self._ends = math.inf
+        """When it must have stopped, in monotonic seconds: known from the moment that it is to."""
 
     async def _start(self) -> None:
         settings = self.settings
@@ -99,8 +106,8 @@ class Gateway(Composition):
         self.watch.subscribe(self._changed)
         self._background(self.watch.run())
         self._background(self.hub.run())
-        self._stack.push_async_callback(self.hub.close)
-        self._stack.push_async_callback(self.routes.close)
+        self._stack.push_async_callback(self._leave_broker)
+        self._stack.push_async_callback(self._close_routes)
         self.plane = DataPlane(self.verifier, self.routes, settings)
         self.plant = Plant(self.plane, settings, lambda method, path: False)
         self._background(self._attend())
@@ -108,7 +115,7 @@ class Gateway(Composition):
         self.rpc = await grpc_server.serve(
             self.plane, self.routes, self.watch, self.commands, self.health, self.verifier, settings, shared
         )
-        self._stack.push_async_callback(self.rpc.stop, settings.drain_timeout_s)
+        self._stack.push_async_callback(self._stop_rpc)
         self.http = http_server(self._app(), self.plant, settings)
         await self._serve(self.http, [listener])
         self._background(self.plant.reap())
@@ -121,34 +128,64 @@ class Gateway(Composition):
         `alone`: others of this host go on with the same socket and port, so nothing new is taken from here on. Else
         whoever comes is served for the time that an idle connection is kept, so that balancers see the readiness go
         and nobody is left in the backlog; then refused, while what was accepted is finished.
+
+        All of it, and `stop`, ends in `stop_timeout_s`: what is not answered shortly before is cut off.
         """
+        settings = self.settings
+        self._ends = time.monotonic() + settings.stop_timeout_s
         self._draining = True
         self.health.set(False)
         self.plant.drain()
+        patience = min(settings.keep_alive_s, settings.stop_timeout_s / 2)
         if alone:
             self.http.stop_accepting()
-            await asyncio.gather(self.rpc.stop(self.settings.drain_timeout_s), self._until_left())
-            return
-        await self._until_left()
-        leaving = asyncio.ensure_future(self.rpc.stop(self.settings.drain_timeout_s))  # told to go, not refused
-        await asyncio.sleep(0)
-        self._refusing = True
-        self.following.beats()
+            leaving = asyncio.ensure_future(self._stop_rpc())
+            await self._until_left(patience)
+        else:
+            await self._until_left(patience)
+            leaving = asyncio.ensure_future(self._stop_rpc())  # told to go, not refused
+            await asyncio.sleep(0)
+            self._refusing = True
+            self.following.beats()
         await self._until_answered()
+        self._cut_off()
         await leaving
         self.http.stop_accepting()
         await self._until_left(LAST_WORDS_S)
+        self.http.config.timeout_graceful_shutdown = max(1, round(self._left(settings.drain_timeout_s, CLOSING_S / 2)))
 
-    async def _until_left(self, patience_s: float | None = None) -> None:
+    def _left(self, most: float, kept: float = 0.0) -> float:
+        """`most` seconds, or what is left of the stop's but for `kept`, if that is less."""
+        return max(0.0, min(most, self._ends - kept - time.monotonic()))
+
+    async def _until_left(self, patience_s: float) -> None:
         """Until every client has had its last answer; idle ones leave in `keep_alive_s` at the latest."""
-        deadline = time.monotonic() + (self.settings.keep_alive_s if patience_s is None else patience_s)
+        deadline = time.monotonic() + patience_s
         while self.plant.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - they end by themselves
             await asyncio.sleep(LOOK_S / 5)
 
     async def _until_answered(self) -> None:
-        deadline = time.monotonic() + self.settings.drain_timeout_s
+        deadline = time.monotonic() + self._left(self.settings.drain_timeout_s, CLOSING_S)
         while self.routes.pending and time.monotonic() < deadline:  # noqa: ASYNC110 - they end by themselves
             await asyncio.sleep(LOOK_S / 25)
+
+    def _cut_off(self) -> None:
+        """Who has no answer by now gets one that says why."""
+        if left := self.routes.cut_off(Draining("the server stopped before this request was answered")):
+            log.warning("requests cut off", requests=left)
+
+    async def _stop_rpc(self) -> None:
+        """Calls have a moment more than requests: those that are cut off are told why."""
+        await self.rpc.stop(self._left(self.settings.drain_timeout_s, CLOSING_S) + LAST_WORDS_S)
+
+    async def _close_routes(self) -> None:
+        """After a drain all is answered, and nobody left to hear what a replica still says."""
+        await self.routes.close(None if math.isinf(self._ends) else LOOK_S)
+
+    async def _leave_broker(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._left(self.settings.drain_timeout_s) + LOOK_S):
+                await self.hub.close()
 
     # --- routes and readiness
 

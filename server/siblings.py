@@ -35,7 +35,6 @@ log = structlog.get_logger()
 SERVING_WITHIN_S = 60.0
 SHORT_LIFE_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
-SLACK_S = 5.0
 
 
 class Siblings:
@@ -74,14 +73,12 @@ class Siblings:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """Let all drain; kill who does not end in the time that a drain may take; give the ports back."""
+        """Let all drain; kill who does not end in the time that a stop may take; give the ports back."""
         self._stopping.set()
         for lifeline in self._lifelines:
             lifeline.shutdown(socket.SHUT_WR)
-        settings = self._settings
-        patience = settings.keep_alive_s + 2 * settings.drain_timeout_s + SLACK_S
         if self._keepers:
-            await asyncio.wait(self._keepers, timeout=patience)
+            await asyncio.wait(self._keepers, timeout=self._settings.stop_timeout_s)
         for process in list(self._living.values()):
             log.warning("gateway process cut off", pid=process.pid)
             _tell(process, signal.SIGKILL)

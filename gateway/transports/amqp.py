@@ -142,9 +142,10 @@ class Amqp:
             await asyncio.wait_for(self._idle.wait(), self._drain)
         except TimeoutError:
             log.warning("replicas cut off", model=self.version.key, batches=len(self._flights))
-        for flight in self.flights:
-            self._fail(flight, _LOST)
-        self.closed = True
+        finally:
+            for flight in self.flights:
+                self._fail(flight, _LOST)
+            self.closed = True
 
     # --- told by the hub ------------------------------------------------------------------------------------------
 

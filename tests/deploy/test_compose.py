@@ -19,7 +19,6 @@ import gateway.rest
 from core.settings import SECRET, Settings
 from server.servers.ferretdb import FerretDB
 from server.servers.rabbitmq import RabbitMQ
-from server.siblings import SLACK_S
 from tests.deploy.composed import ONE_SHOTS, ROOT, compose, ours, programs, seconds, services
 
 LASTING = sorted(services().keys() - ONE_SHOTS)
@@ -165,7 +164,7 @@ def test_nobody_is_killed_while_it_drains() -> None:
     """A stop is given longer than the process gives itself."""
     settings = Settings()
     drains = {
-        "gateway": settings.keep_alive_s + 2 * settings.drain_timeout_s + SLACK_S,
+        "gateway": settings.stop_timeout_s,
         "control": 2 * settings.drain_timeout_s,
         "ray-worker": settings.drain_timeout_s + SERVE_MARGIN_S,
     }

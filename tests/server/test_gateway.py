@@ -7,13 +7,17 @@ import contextlib
 import re
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
 
 from core.identity import PREDICT
 from core.settings import Settings
@@ -22,12 +26,13 @@ from repository.opening import open_repository
 from repository.records import READY, UNLOADING, VersionState
 from repository.store import Store
 from repository.watch import Watch
-from tests.gateway.transports.replicas import Replica, replica_at, until
+from tests.gateway.transports.replicas import Replica, replica_at, silent, until
 from tests.running import COMMAND, clean_environment
 from tests.workers.samples import FOUR, version
 
 STARTED_S = 60.0
 CALLERS = 6
+MINUTE_US = 60_000_000
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.0, 2.0, 3.0, 4.0]}]}
 SERVED = version(outputs=[FOUR], model="echo")
 
@@ -51,6 +56,12 @@ class Process:
         return said[1]
 
     @property
+    def grpc(self) -> str:
+        said = re.search(r"gRPC +(\S+)", self.log.read_text())
+        assert said is not None, self.log.read_text()
+        return said[1]
+
+    @property
     def children(self) -> list[psutil.Process]:
         return [child for child in self._of.children() if child.status() != psutil.STATUS_ZOMBIE]
 
@@ -69,7 +80,7 @@ class Site:
     def __init__(self, settings: dict[str, str], store: Store, secret: str, replica: Replica, folder: Path) -> None:
         self.settings = settings
         self.store = store
-        self.headers = {"Authorization": f"Bearer {secret}"}
+        self.headers = {"authorization": f"Bearer {secret}"}
         self.replica = replica
         self.folder = folder
         self._number = 0
@@ -202,6 +213,50 @@ async def test_the_whole_gateway_stops_without_a_lost_request(site: Site) -> Non
         assert sum(times for outcome, times in odd.items() if not outcome.startswith("ConnectError")) <= CALLERS, odd
 
 
+class Stuck:
+    """A request by REST and one by gRPC that their replica never answers."""
+
+    def __init__(self, site: Site, process: Process) -> None:
+        self.rest = asyncio.create_task(self._by_rest(site, process.url))
+        self.grpc = asyncio.create_task(self._by_grpc(site, process.grpc))
+
+    async def _by_rest(self, site: Site, url: str) -> httpx.Response:
+        async with httpx.AsyncClient(headers=site.headers, timeout=60) as client:
+            return await client.post(f"{url}/v2/models/echo/infer", json=BODY | {"parameters": {"timeout": MINUTE_US}})
+
+    async def _by_grpc(self, site: Site, address: str) -> InferenceServerException:
+        tensor = triton.InferInput("x", [1, 4], "FP32")
+        tensor.set_data_from_numpy(np.ones((1, 4), np.float32))
+        async with triton.InferenceServerClient(address) as client:
+            with pytest.raises(InferenceServerException) as caught:
+                await client.infer("echo", [tensor], headers=site.headers, timeout=MINUTE_US)
+            return caught.value
+
+
+@pytest.mark.parametrize("words", [(), ("--processes", "2")], ids=["one", "two"])
+async def test_a_stop_ends_in_its_time_whatever_a_replica_does(site: Site, words: tuple[str, ...]) -> None:
+    """Of a replica that hangs nothing comes; callers hear by both protocols that the server stopped, and why is logged.
+    The parts of a stop share its time: the keep-alive's, a drain, and what closes."""
+    site.replica.script = silent
+    times = {"stop_timeout_s": "9", "drain_timeout_s": "8", "keep_alive_s": "8"}
+    async with site.gateway(*words, **times) as process, httpx.AsyncClient() as client:
+        await ready(client, process.url)
+        stuck = Stuck(site, process)
+        await until(lambda: site.replica.taken)  # the other one is behind it, comes as it stops, or is taken too
+        begun = time.monotonic()
+        assert await process.stop() == 0, process.log.read_text()
+        assert time.monotonic() - begun < 9.5
+        answer = await stuck.rest
+        assert (answer.status_code, "stopped before" in answer.json()["error"]) == (503, True), answer.text
+        failure = await stuck.grpc
+        assert failure.status() == "StatusCode.UNAVAILABLE"
+        assert "stopped before" in failure.message()
+        said = process.log.read_text()
+        assert "requests cut off" in said
+        assert "Traceback" not in said
+        assert "gateway process cut off" not in said
+
+
 async def test_a_process_that_dies_is_replaced(site: Site) -> None:
     """Killed outright: the others serve on, and it is started again."""
     async with site.gateway("--processes", "2") as process, httpx.AsyncClient(headers=site.headers) as client:
@@ -238,7 +293,7 @@ async def test_a_gateway_starts_from_its_snapshot_while_the_repository_is_away(s
         async with site.gateway(**away, home=str(site.folder / "other")) as process:
             assert await answers(client, process.url) == 503
             assert (await client.get(f"{process.url}/v2/health/ready")).status_code == 503
-            client.headers.pop("Authorization")
+            client.headers.pop("authorization")
             assert await answers(client, process.url) == 401
 
 

@@ -78,7 +78,7 @@ class Replica:
         self.cancelled: list[tuple[float, list[Any]]] = []
         self._url = url
         self._version = version
-        self._script = script or (lambda replica, batch, message: replica.answer(batch, message))
+        self.script = script or (lambda replica, batch, message: replica.answer(batch, message))
         self._prefetch = prefetch
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -148,7 +148,7 @@ class Replica:
         batch = decode(message.body)
         assert isinstance(batch, Batch)
         self.taken.append((batch, message))
-        answering = self._script(self, batch, message)
+        answering = self.script(self, batch, message)
         if answering is not None:
             await answering
 
