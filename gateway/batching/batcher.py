@@ -33,9 +33,11 @@ WAITING, ABOARD, OVER = Entry.WAITING, Entry.ABOARD, Entry.OVER
 MIN_DELAY_S = 0.0005
 CLOSED_WINDOW_NS = 20_000_000
 """A transport whose window is closed is asked again after this: it does not say when it opens."""
+FULL_WINDOW_NS = 250_000_000
+"""One whose window is full says by an answer that it has room, but not that it has closed."""
 CLOSED_PATIENCE_NS = 3_000_000_000
-"""What waits behind a window that is closed for so long, with nothing in flight, is told to come again: its deadline
-may be far. As long as a batch waits for a connection (`transports/amqp_flight.py`)."""
+"""What waits behind a window that is closed for so long is told to come again: its deadline may be far. As long as a
+batch waits for a connection (`transports/amqp_flight.py`)."""
 
 SECOND = 1_000_000_000
 FRESH_NS = SECOND * 9 // 10
@@ -112,7 +114,7 @@ class Batcher:
         self._alarm = NEVER
         """What the timer is set to."""
         self._stuck = 0
-        """Since when nothing leaves though something waits; 0: it does, or nothing does."""
+        """Since when something waits behind a closed window; 0: it is open, or nothing does."""
         self._closed: PenstockError | None = None
         self._empty: asyncio.Event | None = None
         """Set when a drain has nothing left to wait for."""
@@ -199,14 +201,15 @@ class Batcher:
         self._scheduled = False
         policy, transport = self.policy, self._transport
         while True:
-            now = time.monotonic_ns()
-            batch, expired, wake = policy.decide(now, transport.window, transport.replicas)
+            now, window = time.monotonic_ns(), transport.window
+            batch, expired, wake = policy.decide(now, window, transport.replicas)
             if batch is not None:
                 self._send(batch)
             for entry in expired:
                 self._refuse(entry, _expired())
             if batch is None or not policy.queue.entries:
                 break
+        self._stuck = 0 if window or not policy.queue.entries else self._stuck or now
         self._set_alarm(now, wake)
         self._check_empty()
 
@@ -289,11 +292,10 @@ class Batcher:
         alarm = wake or NEVER
         for formed in self._flights.values():
             alarm = min(alarm, formed.expires)
-        if self._flights or not self.policy.queue.entries:
-            self._stuck = 0
-        else:
-            self._stuck = self._stuck or now
+        if self._stuck or (not self._flights and self.policy.queue.entries):
             alarm = min(alarm, now + CLOSED_WINDOW_NS)
+        elif self.policy.queue.entries:
+            alarm = min(alarm, now + FULL_WINDOW_NS)
         if alarm < self._alarm:
             if self._timer is not None:
                 self._timer.cancel()

@@ -357,23 +357,26 @@ async def test_a_transport_whose_window_opens_later_is_asked_again() -> None:
 
 
 async def test_who_waits_behind_a_closed_window_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In seconds, however far its deadline; not while batches are in flight, and not once it opens."""
+    """In seconds, however far its deadline; what is in flight may still be answered. Not where the window is open but
+    full, and not once it opens again."""
     monkeypatch.setattr("gateway.batching.batcher.CLOSED_PATIENCE_NS", 100_000_000)
     transport = Scripted()
     subject = batcher(transport)
-    for number in range(2):
-        subject.submit(caller := Caller(number))
+    aboard, waiting = Caller(1), Caller(2)
+    for caller in (aboard, waiting):
+        subject.submit(caller)
         await turn()
-    transport.window = 0
     await asyncio.sleep(0.2)
-    assert caller.outcomes == []
-    transport.reply()
-    await until(lambda: bool(caller.outcomes))
-    (refusal,) = caller.outcomes
+    assert waiting.outcomes == []
+    transport.window = 0
+    await until(lambda: bool(waiting.outcomes))
+    (refusal,) = waiting.outcomes
     assert isinstance(refusal, Unavailable)
     assert refusal.retry_after
+    transport.reply()
+    assert aboard.outcomes == [aboard.sent]
     assert subject.pending == 0
-    subject.submit(late := Caller(3))
+    subject.submit(late := Caller(4))
     transport.window = 1
     await until(lambda: bool(transport.sent[1:]))
     transport.reply()
