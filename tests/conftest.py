@@ -8,15 +8,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
 
-from tests.running import RunningServer, running
+from tests.production import Production
+from tests.running import DISTRIBUTED, EMBEDDED, RunningServer, running
 from tests.services import (
+    Servers,
     amqp_url,
     broker,
     mongo_url,
+    own_broker,
     own_mongo,
     pytest_configure,
     pytest_configure_node,
@@ -26,6 +31,7 @@ from tests.services import (
     servers,
     toxiproxy,
 )
+from tests.toxics import Toxics
 
 __all__ = [
     "amqp_url",
@@ -47,6 +53,9 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     """A server with both sample models, for every test that needs none of its own: the embedded one, or for the modules
     that ask for it (`BOTH_SHAPES`) the production shape too. Of the processes that share a run of the tests the first
     one's server trains the samples, and the others' find them trained."""
+    if getattr(request, "param", EMBEDDED) == DISTRIBUTED:
+        yield request.getfixturevalue("production").server
+        return
     home = tmp_path_factory.mktemp("server") / "home"
     base = tmp_path_factory.getbasetemp()
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -56,10 +65,45 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
             fcntl.flock(turn, fcntl.LOCK_EX)
             if trained.exists():
                 shutil.copytree(trained, home / "samples")
-            server = stack.enter_context(running(home, *getattr(request, "param", ())))
+            server = stack.enter_context(running(home))
             if not trained.exists():
                 shutil.copytree(home / "samples", trained)
         yield server
+
+
+@pytest.fixture(scope="session")
+def production(
+    pytestconfig: pytest.Config, servers: Servers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Production]:
+    """The production shape with both samples; its broker is its own, and the way there goes through toxiproxy."""
+    with own_broker(pytestconfig) as broker, Toxics(servers.url("toxiproxy")) as toxics:
+        way = toxics.link(broker.url)
+        home = tmp_path_factory.mktemp("production") / "home"
+        with running(home, "--distributed", amqp_url=way.url, keep_alive_s="2") as server:
+            yield Production(server, broker, way)
+
+
+IN_PRODUCTION = frozenset({"test_distributed.py", "test_faults.py", "test_tritonclient.py"})
+"""Modules that ask for the production shape: one process of the run has it for all of them."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores, for the tests wait more than they compute; more than four gain nothing."""
+    return min(4, 1 + (os.cpu_count() or 1))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each module to one process, and these together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "production" if Path(file).name in IN_PRODUCTION else file
+
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 ON_BOTH_LOOPS = frozenset({"test_http.py", "test_transports.py"})

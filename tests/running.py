@@ -21,9 +21,10 @@ READY_WITHIN_S = 240
 STOPPED_WITHIN_S = 60
 
 
+EMBEDDED, DISTRIBUTED = "embedded", "distributed"
 BOTH_SHAPES = pytest.mark.parametrize(
     "running_server",
-    [pytest.param((), id="embedded"), pytest.param(("--distributed",), id="distributed")],
+    [EMBEDDED, DISTRIBUTED],
     indirect=True,
     scope="session",
 )

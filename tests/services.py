@@ -228,12 +228,19 @@ def toxiproxy(servers: Servers) -> Iterator[Toxics]:
         yield toxics
 
 
+@contextmanager
+def own_broker(config: pytest.Config) -> Iterator[Broker]:
+    """A RabbitMQ of whoever asks, to be disturbed."""
+    own = Broker(_own_folder(config))
+    yield own
+    own.stop()
+
+
 @pytest.fixture(scope="module")
 def broker(pytestconfig: pytest.Config) -> Iterator[Broker]:
     """A RabbitMQ of this module's own, to be disturbed."""
-    own = Broker(_own_folder(pytestconfig))
-    yield own
-    own.stop()
+    with own_broker(pytestconfig) as own:
+        yield own
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,164 @@
+"""What a client writes down: each request before it is sent, its one outcome when it comes.
+
+A request carries its own number x, and a model answers x + its version and its version beside it (`tests/graphs.py`,
+`numbered`): an answer that is another request's, or of a batch of two versions, shows. Requests come at a constant
+rate whatever becomes of them, as from many clients, so whoever waits does not hold the others back; half of them on
+connections that are kept, half on a new one each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import httpx
+
+from tests.running import RunningServer
+
+ANSWER_S = 60.0
+"""No request waits this long: models under test have a shorter deadline."""
+REFUSED, EXPIRED = "refused", "expired"
+
+
+class Ledger:
+    """`file` takes one line a request, before it is sent, and one for each of its outcomes."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._numbers = itertools.count(1)
+        self._outcomes: dict[int, list[str]] = {}
+        self._took: dict[int, float] = {}
+
+    def __repr__(self) -> str:
+        return f"<Ledger of {len(self._outcomes)} requests: {dict(self.seen)}, the longest took {self.longest:.1f} s>"
+
+    def begin(self) -> int:
+        """The number of a request that is about to be sent."""
+        number = next(self._numbers)
+        self._file.write(f"{number} sent\n")
+        self._outcomes[number] = []
+        return number
+
+    def end(self, number: int, outcome: str, took: float) -> None:
+        self._file.write(f"{number} {outcome} after {took:.3f} s\n")
+        self._outcomes[number].append(outcome)
+        self._took[number] = took
+
+    @property
+    def seen(self) -> Counter[str]:
+        return Counter(outcome for outcomes in self._outcomes.values() for outcome in outcomes)
+
+    @property
+    def longest(self) -> float:
+        """Seconds from when it was due."""
+        return max(self._took.values(), default=0.0)
+
+    @property
+    def answered(self) -> int:
+        return sum(count for outcome, count in self.seen.items() if outcome.startswith("version"))
+
+    def check(self, *answers: str, refused: int = 0, expired: int = 0, within: float) -> None:
+        """Every request had exactly one outcome in that many seconds: one of `answers` (each of which came), or it was
+        refused with 503 and Retry-After, or its deadline passed (504); at most so many of these."""
+        seen = self.seen
+        twice_or_never = {number for number, outcomes in self._outcomes.items() if len(outcomes) != 1}
+        assert not twice_or_never, (self, sorted(twice_or_never)[:10])
+        assert set(answers) <= set(seen), self
+        assert not set(seen) - {REFUSED, EXPIRED, *answers}, self
+        assert seen[REFUSED] <= refused, self
+        assert seen[EXPIRED] <= expired, self
+        assert self.longest < within, self
+
+
+class Load:
+    """`rate` requests a second to one model, and what became of them in `ledger`."""
+
+    def __init__(self, server: RunningServer, model: str, ledger: Ledger, rate: float) -> None:
+        self.ledger = ledger
+        self._url = f"{server.url}/v2/models/{model}/infer"
+        self._headers = {"Authorization": f"Bearer {server.api_key}"}
+        self._rate = rate
+        self._over = asyncio.Event()
+        self._asking: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Send until told that it is over, then wait for what is out."""
+        begun = time.monotonic()
+        async with self._client(keep=True) as keeping, self._client(keep=False) as fresh:
+            for at in itertools.count():
+                due = begun + at / self._rate
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                if self._over.is_set():
+                    break
+                task = asyncio.create_task(self._one(fresh if at % 2 else keeping, due))
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+            await asyncio.gather(*self._asking)
+
+    def end(self) -> None:
+        self._over.set()
+
+    async def more(self, count: int = 100, within: float = 90.0) -> None:
+        """Wait for that many more answers."""
+        aim = self.ledger.answered + count
+        await reached(lambda: self.ledger.answered >= aim, within, self.ledger)
+
+    async def refused(self, count: int = 20, within: float = 30.0) -> None:
+        """Wait for that many more refusals."""
+        aim = self.ledger.seen[REFUSED] + count
+        await reached(lambda: self.ledger.seen[REFUSED] >= aim, within, self.ledger)
+
+    def _client(self, keep: bool) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None if keep else 0, keepalive_expiry=1.0)
+        return httpx.AsyncClient(headers=self._headers, timeout=ANSWER_S, limits=limits)
+
+    async def _one(self, client: httpx.AsyncClient, due: float) -> None:
+        number = self.ledger.begin()
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [number]}]}
+        try:
+            answer = await client.post(self._url, json=body)
+            outcome = _outcome(number, answer)
+        except httpx.HTTPError as error:
+            outcome = repr(error)
+        self.ledger.end(number, outcome, time.monotonic() - due)
+
+
+def _outcome(number: int, answer: httpx.Response) -> str:
+    if answer.status_code == 503 and answer.headers.get("retry-after"):
+        return REFUSED
+    if answer.status_code == 504:
+        return EXPIRED
+    if answer.status_code != 200:
+        return f"{answer.status_code} {answer.text[:200]}"
+    outputs: dict[str, Any] = {output["name"]: output["data"] for output in answer.json()["outputs"]}
+    version = outputs["version"][0]
+    return f"version {version:g}" if outputs["y"] == [number + version] else f"wrong: {number} gave {outputs}"
+
+
+async def reached(condition: Callable[[], object], within: float, what: object) -> None:
+    """Wait until it is so, for `within` seconds at most."""
+    try:
+        async with asyncio.timeout(within):
+            while not condition():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"it did not come to that in {within:g} s: {what!r}") from None
+
+
+@asynccontextmanager
+async def load(server: RunningServer, model: str, file: Path, rate: float) -> AsyncIterator[Load]:
+    """A model under load for as long as this lasts; at the end every request has its outcome."""
+    with file.open("a", buffering=1) as lines:
+        made = Load(server, model, Ledger(lines), rate)
+        running = asyncio.create_task(made.run())
+        try:
+            yield made
+        finally:
+            made.end()
+            await asyncio.wait_for(running, ANSWER_S + 10)
