@@ -32,7 +32,8 @@ class Settings(BaseSettings):
 
     # where
     home: Path = Field(
-        default=Path(".penstock"), description="folder of the embedded repository, client.toml and sockets"
+        default=Path(".penstock"),
+        description="folder of the embedded repository and client.toml, of a gateway's snapshot, of cached artifacts",
     )
     host: str = Field(default="127.0.0.1", description="address that HTTP and gRPC listen on")
     http_port: Port = Field(default=8080, description="HTTP port; 0 = any free one")

@@ -16,7 +16,7 @@ one of kind REPLY; of `cancel.…` a msgpack list of [gateway instance, batch id
     reply_to        the reply queue
     expiration      milliseconds until its longest member's deadline: TTL
     delivery_mode   1: transient
-    headers         INSTANCE, BOOT: whose clock the members' deadlines are in; TRACEPARENT, TRACESTATE where traced;
+    headers         INSTANCE, BOOT: whose clock the members' deadlines are in;
                     of a suspect message ATTEMPT (1 = first try by itself), MEMBER (its index in the batch)
 
 and of a reply: correlation_id, and headers SEQUENCE (0, 1, … of this batch), FINAL (no more will come), and MEMBER
@@ -36,7 +36,6 @@ GATEWAY = "gateway"
 
 INSTANCE, BOOT, ATTEMPT, MEMBER = "instance", "boot", "attempt", "member"
 SEQUENCE, FINAL = "sequence", "final"
-TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 
 SUSPECT_ATTEMPTS = 3
 """Tries of one member by itself, the batch that came back not counted."""
@@ -47,6 +46,8 @@ INFER_ARGUMENTS: dict[str, str | int] = {
     "x-overflow": "reject-publish",
 }
 """Of infer and suspect queues. Constants: a declaration with others closes the channel (406)."""
+EARS_ARGUMENTS: dict[str, str | int] = {"x-queue-type": "classic", "x-max-length": 10_000, "x-overflow": "drop-head"}
+"""Of the queue of its own by which a process hears beats and events: it may lose some, and must not fill the broker."""
 POISON_ARGUMENTS: dict[str, str | int] = {
     "x-queue-type": "classic",
     "x-max-length": 1_000,

@@ -8,6 +8,7 @@ for one that trickles in.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -54,6 +55,11 @@ class GrpcServer:
     def paths(self) -> list[str]:
         """Of every method that is offered."""
         return self._handlers.paths
+
+    @property
+    def asked_at(self) -> float:
+        """When the last call came, in monotonic seconds."""
+        return self._handlers.asked_at
 
     async def stop(self, grace: float) -> None:
         """Begin no more calls, give those in progress `grace` seconds, cut off the rest. Watchers of the health are
@@ -145,6 +151,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self._reading: set[_Context] = set()
         """Streams that wait for their client's next request."""
         self._endings: set[asyncio.Task[None]] = set()
+        self.asked_at = -math.inf
 
     @property
     def paths(self) -> list[str]:
@@ -152,6 +159,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """Called with the headers of each call."""
+        self.asked_at = time.monotonic()
         try:
             method, caller = self._methods.begin(details.method, details.invocation_metadata)
         except PenstockError as error:

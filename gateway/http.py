@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -72,6 +74,8 @@ class Plant:
         self.uploads = uploads
         self.limits = rest.Limits(settings.max_decoded_bytes, settings.max_tensors)
         self.connections: set[Protocol] = set()
+        self.left_at = -math.inf
+        """When the last connection so far was closed, in monotonic seconds."""
         self.draining = False
 
     def drain(self) -> None:
@@ -151,6 +155,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
         self.plant.connections.discard(self)
+        self.plant.left_at = time.monotonic()
         self.deaf = True
         turns, self.turns = self.turns, deque()
         for turn in turns:

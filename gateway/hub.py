@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
@@ -24,7 +23,7 @@ from core.broker import Link, exchanges
 from core.errors import PenstockError
 from core.fleet import Fleet
 from core.settings import Settings
-from core.topology import BEATS, BOOT, CHANGED, EVENTS, GATEWAY, INSTANCE, reply_queue
+from core.topology import BEATS, BOOT, CHANGED, EARS_ARGUMENTS, EVENTS, GATEWAY, INSTANCE, reply_queue
 from gateway.transports.amqp import Amqp
 from gateway.transports.amqp_line import Line
 from gateway.transports.amqp_wire import Wire
@@ -34,8 +33,6 @@ log = structlog.get_logger(__name__)
 
 BEAT_S = 1.0
 LOOK_S = 0.25
-HEARING: dict[str, Any] = {"x-queue-type": "classic", "x-max-length": 10_000, "x-overflow": "drop-head"}
-"""Of the queue that beats and events come to."""
 
 
 class Hub:
@@ -145,7 +142,7 @@ class Hub:
     # --- beats and events -----------------------------------------------------------------------------------------
 
     async def _hear(self, channel: AbstractChannel) -> None:
-        queue = await channel.declare_queue(exclusive=True, arguments=HEARING)
+        queue = await channel.declare_queue(exclusive=True, arguments=dict(EARS_ARGUMENTS))
         await queue.bind(BEATS, "#")
         await queue.bind(EVENTS, CHANGED)
         await queue.consume(self._heard, no_ack=True)

@@ -36,6 +36,7 @@ from pymongo.read_concern import ReadConcern
 from core.errors import Conflict, InvalidRequest, PenstockError, Unavailable
 from repository.records import Record
 from repository.store import R
+from repository.uncancelled import Uncancelled
 
 Document = dict[str, Any]
 Client = AsyncIOMotorClient[Document] | AsyncMongoClient[Document]
@@ -89,7 +90,7 @@ class Mongo:
         )
 
     def collection(self, name: str) -> Collection:
-        return cast(Collection, self._database.get_collection(name))
+        return cast(Collection, Uncancelled(self._database.get_collection(name)))
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:

@@ -142,7 +142,7 @@ class Gateway(Composition):
             leaving = asyncio.ensure_future(self._stop_rpc())
             await self._until_left(patience)
         else:
-            await self._until_left(patience)
+            await self._until_unasked(patience)
             leaving = asyncio.ensure_future(self._stop_rpc())  # told to go, not refused
             await asyncio.sleep(0)
             self._refusing = True
@@ -157,6 +157,18 @@ class Gateway(Composition):
     def _left(self, most: float, kept: float = 0.0) -> float:
         """`most` seconds, or what is left of the stop's but for `kept`, if that is less."""
         return max(0.0, min(most, self._ends - kept - time.monotonic()))
+
+    async def _until_unasked(self, patience_s: float) -> None:
+        """For that time, so that whoever asks now and then sees the readiness go; less where nobody has asked for as
+        long."""
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < min(deadline, self._last_asked() + patience_s):  # noqa: ASYNC110 - by others
+            await asyncio.sleep(LOOK_S / 5)
+
+    def _last_asked(self) -> float:
+        """In monotonic seconds: now, while an HTTP connection is open; else when the last one went, or the last call
+        came."""
+        return time.monotonic() if self.plant.connections else max(self.plant.left_at, self.rpc.asked_at)
 
     async def _until_left(self, patience_s: float) -> None:
         """Until every client has had its last answer; idle ones leave in `keep_alive_s` at the latest."""

@@ -18,7 +18,7 @@ Distributed = Annotated[
 
 
 def up(distributed: Distributed = False, config: Config = None) -> None:
-    """Start a server here, all in one process."""
+    """Start a server here, in one process or in its production shape."""
     with command(config) as chosen:
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read at import; our children are other programs
         uvloop.run(_run(chosen, distributed))

@@ -7,14 +7,14 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
-from tests.production import Production
+from tests.production import Lent, Production
 from tests.running import DISTRIBUTED, EMBEDDED, RunningServer, running
 from tests.services import (
     Servers,
@@ -54,7 +54,7 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     that ask for it (`BOTH_SHAPES`) the production shape too. Of the processes that share a run of the tests the first
     one's server trains the samples, and the others' find them trained."""
     if getattr(request, "param", EMBEDDED) == DISTRIBUTED:
-        yield request.getfixturevalue("production").server
+        yield request.getfixturevalue("lent").borrow().server
         return
     home = tmp_path_factory.mktemp("server") / "home"
     base = tmp_path_factory.getbasetemp()
@@ -71,16 +71,38 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         yield server
 
 
+LENT = pytest.StashKey[Lent]()
+
+
 @pytest.fixture(scope="session")
-def production(
-    pytestconfig: pytest.Config, servers: Servers, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Production]:
+def lent(pytestconfig: pytest.Config, servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lent]:
     """The production shape with both samples; its broker is its own, and the way there goes through toxiproxy."""
-    with own_broker(pytestconfig) as broker, Toxics(servers.url("toxiproxy")) as toxics:
-        way = toxics.link(broker.url)
-        home = tmp_path_factory.mktemp("production") / "home"
-        with running(home, "--distributed", amqp_url=way.url, keep_alive_s="2") as server:
-            yield Production(server, broker, way)
+
+    @contextmanager
+    def start() -> Iterator[Production]:
+        with own_broker(pytestconfig) as broker, Toxics(servers.url("toxiproxy")) as toxics:
+            way = toxics.link(broker.url)
+            home = tmp_path_factory.mktemp("production") / "home"
+            with running(home, "--distributed", amqp_url=way.url, keep_alive_s="2") as server:
+                yield Production(server, broker, way)
+
+    lent = pytestconfig.stash[LENT] = Lent(start)
+    yield lent
+    lent.close()
+
+
+@pytest.fixture(scope="module")
+def production(lent: Lent) -> Production:
+    return lent.borrow()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """It costs a core by just being there: it goes with the last test that needs it."""
+    lent = item.config.stash.get(LENT, None)
+    last = nextitem is None or nextitem.path.name not in IN_PRODUCTION
+    if lent is not None and item.path.name in IN_PRODUCTION and last:
+        lent.close()
 
 
 IN_PRODUCTION = frozenset({"test_distributed.py", "test_faults.py", "test_tritonclient.py"})

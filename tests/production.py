@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,24 @@ class Production:
         """Those of ours with this word on their command line: `control`, `workers`, `server.gateway_process`."""
         children = psutil.Process(self.server.pid).children()
         return [child for child in children if child.is_running() and word in _command(child)]
+
+
+class Lent:
+    """Started for the first who borrows it, there for everybody after, until it is closed; then it can be had anew."""
+
+    def __init__(self, start: Callable[[], AbstractContextManager[Production]]) -> None:
+        self._start = start
+        self._stack = ExitStack()
+        self._there: Production | None = None
+
+    def borrow(self) -> Production:
+        if self._there is None:
+            self._there = self._stack.enter_context(self._start())
+        return self._there
+
+    def close(self) -> None:
+        self._there = None
+        self._stack.close()
 
 
 def _command(process: psutil.Process) -> list[str]:

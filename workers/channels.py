@@ -21,6 +21,7 @@ from pamqp.commands import Basic
 from core.broker import exchanges
 from core.topology import (
     BEATS,
+    EARS_ARGUMENTS,
     EVENTS,
     GATEWAY,
     INFER_ARGUMENTS,
@@ -73,7 +74,7 @@ class Channels:
         for queue in (self._infer, self._suspect):
             await channel.declare_queue(queue, durable=True, arguments=dict(INFER_ARGUMENTS))
         await channel.declare_queue(POISON, durable=True, arguments=dict(POISON_ARGUMENTS))
-        ears = await channel.declare_queue(exclusive=True, auto_delete=True)
+        ears = await channel.declare_queue(exclusive=True, auto_delete=True, arguments=dict(EARS_ARGUMENTS))
         self._sure = await channel.get_underlay_channel()
         self._intake = await Intake.on(self._sure.connection)
         self.outlet = Outlet(self._intake)

@@ -1,4 +1,4 @@
-"""A child process: one model that brings code. `python -m workers.child_main FD UID PARENT`, by `workers/process.py`.
+"""A child process: one model that brings code. `python -m workers.child_main FD UID PARENT`, by `workers/life.py`.
 
 Its main thread loads the model and runs it; a second thread reads the socket. It ends when the socket does.
 """

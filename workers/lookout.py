@@ -21,13 +21,12 @@ from core import beats
 from core.broker import Link, exchanges
 from core.errors import Unavailable
 from core.fleet import SILENT_AFTER_NS, Fleet
-from core.topology import BEATS, CHANGED, EVENTS, infer_queue, new_instance, suspect_queue
+from core.topology import BEATS, CHANGED, EARS_ARGUMENTS, EVENTS, infer_queue, new_instance, suspect_queue
 
 log = structlog.get_logger(__name__)
 
 ECHO_S = 1.0
 ANSWER_S = 5.0
-HEARING: dict[str, Any] = {"x-queue-type": "classic", "x-max-length": 10_000, "x-overflow": "drop-head"}
 BROKEN = (OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError)
 
 
@@ -94,7 +93,7 @@ class Lookout:
     async def _opened(self, connection: AbstractConnection) -> None:
         channel = await connection.channel(publisher_confirms=False)
         self._events, _ = await exchanges(channel)
-        queue = await channel.declare_queue(exclusive=True, arguments=HEARING)
+        queue = await channel.declare_queue(exclusive=True, arguments=dict(EARS_ARGUMENTS))
         await queue.bind(BEATS, "#")
         await queue.bind(EVENTS, CHANGED)
         await queue.consume(self._received, no_ack=True)

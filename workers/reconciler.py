@@ -133,7 +133,8 @@ class Reconciler:
         for beat in self._lookout.fleet.replicas(now):
             replicas.setdefault((beat.model, beat.version), []).append(beat)
         gateways, hearing = self._lookout.fleet.gateways(now), self._lookout.hearing(now)
-        actual = Actual(applications, replicas, gateways, self._short(applications, cluster), hearing=hearing)
+        short = self._short(applications, replicas, cluster)
+        actual = Actual(applications, replicas, gateways, short, hearing=hearing)
         return actual._replace(unheard=self._unheard(actual))
 
     def _unheard(self, actual: Actual) -> dict[Place, float]:
@@ -142,10 +143,17 @@ class Reconciler:
         self._unheard_since = reconcile.unheard(self._unheard_since, actual, now)
         return {place: now - since for place, since in self._unheard_since.items()}
 
-    def _short(self, applications: dict[Place, Application], cluster: Cluster) -> dict[Place, str]:
-        """Applications whose replicas have waited for a node for long → what is missing."""
+    def _short(
+        self, applications: dict[Place, Application], replicas: dict[Place, list[ReplicaBeat]], cluster: Cluster
+    ) -> dict[Place, str]:
+        """Applications whose replicas have waited for a node for long → what is missing. Whose is told by its shape
+        alone, so one of which all replicas are heard is not meant."""
         now = time.monotonic()
-        waiting = {place for place, of in applications.items() if placement.pending(of.spec, cluster)}
+        waiting = {
+            place
+            for place, of in applications.items()
+            if len(replicas.get(place, ())) < of.spec.replicas and placement.pending(of.spec, cluster)
+        }
         self._waiting_since = {place: self._waiting_since.get(place, now) for place in waiting}
         return {
             place: placement.shortage(applications[place].spec, cluster.nodes)

@@ -34,6 +34,7 @@ from workers.draining import bounds
 from workers.endpoint import Endpoint
 from workers.folder import sweep
 from workers.loading import load, refusal
+from workers.runtimes.base import ON_GPU
 from workers.settings_file import settings_from
 from workers.watchdog import watch
 from workers.worker import Worker
@@ -45,8 +46,8 @@ FAILED_FOR_S = 30.0
 
 
 class Hosted:
-    """One version at the broker, from the first beat to the last reply. `end`: how this process ends at once, with an
-    exit code, where its model hangs in it."""
+    """One version at the broker, from the first beat to the last reply. `device`: what there is for it. `end`: how this
+    process ends at once, with an exit code, where its model hangs in it."""
 
     def __init__(
         self, version: Version, settings: Settings, device: str, end: Callable[[int], object] = os._exit
@@ -54,9 +55,10 @@ class Hosted:
         self.instance = new_instance("replica")
         self._version = version
         self._settings = settings
-        self._device = device
+        self._device = device if version.format in ON_GPU else "cpu"
+        self._unused = "" if device == self._device else f"{version.format} models run on the CPU: its GPU is not used"
         self._end = end
-        self._consumer = Consumer(settings.amqp_url, self.instance, version, device)
+        self._consumer = Consumer(settings.amqp_url, self.instance, version, self._device)
         self._endpoint: Worker | Child | None = None
         self._running: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -78,6 +80,7 @@ class Hosted:
         patience_s = self._settings.child_patience_s
         if isinstance(self._endpoint, Worker):
             self._watching = asyncio.create_task(watch(self._endpoint, patience_s, self._consumer.blame, self._end))
+        note = "; ".join(filter(None, (note, self._unused)))
         self._consumer.serve(_fed(self._endpoint, patience_s), note)
         log.info("replica ready", model=self._version.key, instance=self.instance, device=self._device, note=note)
 

@@ -24,11 +24,13 @@ from penstock.errors import PenstockError
 GROUP = "penstock.commands"
 BROUGHT_BY = "penstock-server"
 SERVER_COMMANDS = {
-    "up": "Start a server here, all in one process.",
+    "up": "Start a server here, in one process or in its production shape.",
+    "gateway": "Serve predictions by itself, over a broker and a repository that others share.",
     "control": "Serve the control API by itself, over a repository that others share.",
     "config": "Print every setting of a server.",
     "workers": "Run the models of a repository as replicas on a Ray cluster.",
     "services": "Start and stop RabbitMQ, MongoDB, toxiproxy and Ray.",
+    "setup": "Put the first key and the sample models into a repository.",
 }
 """Commands of the other distribution, so that help lists them without importing it."""
 

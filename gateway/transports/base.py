@@ -1,7 +1,7 @@
 """How batches reach whatever runs a model version, and how answers come back.
 
-A family: `inproc.py` (a worker in this process), `process.py` (a Unix socket to a child process), `fake.py`
-(scripted; for tests and benchmarks). One suite holds them all: `tests/gateway/transports/test_transports.py`.
+A family: `inproc.py` (a worker in this process), `process.py` (a Unix socket to a child process), `amqp.py` (RabbitMQ),
+`fake.py` (scripted; for tests and benchmarks). One suite holds them all: `tests/gateway/transports/test_transports.py`.
 """
 
 from __future__ import annotations

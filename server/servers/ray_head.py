@@ -24,6 +24,8 @@ from server.servers.places import Place, Running
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 PATIENT = {"RAY_health_check_timeout_ms": "30000", "RAY_health_check_failure_threshold": "10"}
 """A node that shares a busy machine with everything else is slow, not dead."""
+EQUAL = {"RAY_worker_niceness": "0"}
+"""Ray has its workers give way to whoever else runs on the machine (nice 15); replicas answer requests: they do not."""
 OBJECT_STORE_BYTES = 256 << 20
 """Small, for requests do not pass through Ray's object store. Ray's own default is 30 % of the machine's memory."""
 LONGEST_FOLDER = 43
@@ -70,7 +72,7 @@ class RayHead(Server):
             "AUTOSCALER_METRIC_PORT": str(place.port("autoscaler")),
             "DASHBOARD_METRIC_PORT": str(place.port("dashboard metrics")),
         }
-        environment = {**exports, **metrics, **PATIENT, "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {**exports, **metrics, **PATIENT, **EQUAL, "RAY_USAGE_STATS_ENABLED": "0"}
         return Launch(self._arguments(place), address, environment, exports)
 
     def _arguments(self, place: Place) -> tuple[str, ...]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import penstock
 import pytest
 from penstock.client import Client
+from penstock.errors import Unavailable
 
 from tests.e2e.artifacts import PYTHON, SIGNATURES
 from tests.e2e.attacks import LIMITS, Target, furnish
 from tests.graphs import ELEMENTS, identity
 from tests.running import RunningServer, running
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +45,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def identities(ps: Client, files: Path) -> dict[str, str]:
     """Datatype → the name of a model that answers what it is given."""
     names = {datatype: f"identity-{datatype.lower()}" for datatype in ELEMENTS}
-    with ThreadPoolExecutor(4) as pushing:
-        list(pushing.map(lambda name: ps.push(files / f"{name}.onnx", name), names.values()))
+    with ThreadPoolExecutor(2) as pushing:
+        list(pushing.map(lambda name: patiently(lambda: ps.push(files / f"{name}.onnx", name)), names.values()))
     return names
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """As a client does who is told to come again: a machine that starts twenty replicas answers some things late."""
+    for _ in range(10):
+        with suppress(Unavailable):
+            return work()
+        time.sleep(1)
+    return work()
 
 
 @pytest.fixture(scope="session")

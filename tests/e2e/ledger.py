@@ -2,8 +2,7 @@
 
 A request carries its own number x, and a model answers x + its version and its version beside it (`tests/graphs.py`,
 `numbered`): an answer that is another request's, or of a batch of two versions, shows. Requests come at a constant
-rate whatever becomes of them, as from many clients, so whoever waits does not hold the others back; half of them on
-connections that are kept, half on a new one each.
+rate whatever becomes of them, as from many clients, so whoever waits does not hold the others back.
 """
 
 from __future__ import annotations
@@ -15,9 +14,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Protocol, TextIO
 
 import httpx
+import numpy as np
+import tritonclient.grpc.aio
+from tritonclient.utils import InferenceServerException
 
 from tests.running import RunningServer
 
@@ -76,13 +78,86 @@ class Ledger:
         assert self.longest < within, self
 
 
-class Load:
-    """`rate` requests a second to one model, and what became of them in `ledger`."""
+class Caller(Protocol):
+    """One protocol, within `async with`."""
 
-    def __init__(self, server: RunningServer, model: str, ledger: Ledger, rate: float) -> None:
-        self.ledger = ledger
+    async def __aenter__(self) -> Caller: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def ask(self, number: int) -> str:
+        """Send the request of that number; its outcome."""
+
+
+class Rest:
+    """Half of them on connections that are kept, half on a new one each."""
+
+    def __init__(self, server: RunningServer, model: str) -> None:
         self._url = f"{server.url}/v2/models/{model}/infer"
         self._headers = {"Authorization": f"Bearer {server.api_key}"}
+        self._clients = [self._client(None), self._client(0)]
+
+    def _client(self, kept: int | None) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=kept, keepalive_expiry=1.0)
+        return httpx.AsyncClient(headers=self._headers, timeout=ANSWER_S, limits=limits)
+
+    async def __aenter__(self) -> Rest:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for client in self._clients:
+            await client.aclose()
+
+    async def ask(self, number: int) -> str:
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [number]}]}
+        try:
+            answer = await self._clients[number % 2].post(self._url, json=body)
+        except httpx.HTTPError as error:
+            return repr(error)
+        if answer.status_code == 503 and answer.headers.get("retry-after"):
+            return REFUSED
+        if answer.status_code == 504:
+            return EXPIRED
+        if answer.status_code != 200:
+            return f"{answer.status_code} {answer.text[:200]}"
+        outputs = {output["name"]: output["data"][0] for output in answer.json()["outputs"]}
+        return _answered(number, outputs["y"], outputs["version"])
+
+
+class Grpc:
+    """All over one channel of the client, which makes its connection anew when it is told to go."""
+
+    def __init__(self, server: RunningServer, model: str) -> None:
+        self._client = tritonclient.grpc.aio.InferenceServerClient(server.grpc)
+        self._headers = {"authorization": f"Bearer {server.api_key}"}
+        self._model = model
+
+    async def __aenter__(self) -> Grpc:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def ask(self, number: int) -> str:
+        x = tritonclient.grpc.aio.InferInput("x", [1, 1], "FP32")
+        x.set_data_from_numpy(np.array([[number]], np.float32))
+        try:
+            answer = await self._client.infer(self._model, [x], headers=self._headers, client_timeout=ANSWER_S)
+        except InferenceServerException as error:
+            return REFUSED if error.status() == "StatusCode.UNAVAILABLE" else repr(error)
+        return _answered(number, answer.as_numpy("y")[0, 0], answer.as_numpy("version")[0, 0])
+
+
+def _answered(number: int, y: float, version: float) -> str:
+    return f"version {version:g}" if y == number + version else f"wrong: {number} gave {y} of version {version}"
+
+
+class Load:
+    """`rate` requests a second by way of `caller`, and what became of them in `ledger`."""
+
+    def __init__(self, caller: Caller, ledger: Ledger, rate: float) -> None:
+        self.ledger = ledger
+        self._caller = caller
         self._rate = rate
         self._over = asyncio.Event()
         self._asking: set[asyncio.Task[None]] = set()
@@ -90,13 +165,13 @@ class Load:
     async def run(self) -> None:
         """Send until told that it is over, then wait for what is out."""
         begun = time.monotonic()
-        async with self._client(keep=True) as keeping, self._client(keep=False) as fresh:
+        async with self._caller as caller:
             for at in itertools.count():
                 due = begun + at / self._rate
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 if self._over.is_set():
                     break
-                task = asyncio.create_task(self._one(fresh if at % 2 else keeping, due))
+                task = asyncio.create_task(self._one(caller, due))
                 self._asking.add(task)
                 task.add_done_callback(self._asking.discard)
             await asyncio.gather(*self._asking)
@@ -114,31 +189,9 @@ class Load:
         aim = self.ledger.seen[REFUSED] + count
         await reached(lambda: self.ledger.seen[REFUSED] >= aim, within, self.ledger)
 
-    def _client(self, keep: bool) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None if keep else 0, keepalive_expiry=1.0)
-        return httpx.AsyncClient(headers=self._headers, timeout=ANSWER_S, limits=limits)
-
-    async def _one(self, client: httpx.AsyncClient, due: float) -> None:
+    async def _one(self, caller: Caller, due: float) -> None:
         number = self.ledger.begin()
-        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [number]}]}
-        try:
-            answer = await client.post(self._url, json=body)
-            outcome = _outcome(number, answer)
-        except httpx.HTTPError as error:
-            outcome = repr(error)
-        self.ledger.end(number, outcome, time.monotonic() - due)
-
-
-def _outcome(number: int, answer: httpx.Response) -> str:
-    if answer.status_code == 503 and answer.headers.get("retry-after"):
-        return REFUSED
-    if answer.status_code == 504:
-        return EXPIRED
-    if answer.status_code != 200:
-        return f"{answer.status_code} {answer.text[:200]}"
-    outputs: dict[str, Any] = {output["name"]: output["data"] for output in answer.json()["outputs"]}
-    version = outputs["version"][0]
-    return f"version {version:g}" if outputs["y"] == [number + version] else f"wrong: {number} gave {outputs}"
+        self.ledger.end(number, await caller.ask(number), time.monotonic() - due)
 
 
 async def reached(condition: Callable[[], object], within: float, what: object) -> None:
@@ -152,10 +205,10 @@ async def reached(condition: Callable[[], object], within: float, what: object) 
 
 
 @asynccontextmanager
-async def load(server: RunningServer, model: str, file: Path, rate: float) -> AsyncIterator[Load]:
+async def load(caller: Caller, file: Path, rate: float) -> AsyncIterator[Load]:
     """A model under load for as long as this lasts; at the end every request has its outcome."""
     with file.open("a", buffering=1) as lines:
-        made = Load(server, model, Ledger(lines), rate)
+        made = Load(caller, Ledger(lines), rate)
         running = asyncio.create_task(made.run())
         try:
             yield made

@@ -105,8 +105,10 @@ class Neighbour:
         self.process.stdin.flush()
 
     def number(self) -> int:
-        """The next that it prints."""
-        return int(self._line())
+        """The next that it prints, its log left out."""
+        while not (line := self._line()).isdecimal():
+            assert self.process.poll() is None
+        return int(line)
 
     def numbers(self) -> list[int]:
         """What else it printed, once it is over."""

@@ -67,6 +67,17 @@ async def test_it_answers_and_leaves_when_it_has_answered(
             hosted.check()
 
 
+async def test_a_gpu_that_is_not_used_is_told(settings: Settings, tmp_path: Path) -> None:
+    """The device that beats name is the one that the model runs on."""
+    made = await stored(settings, doubler(tmp_path), kind="onnx")
+    async with gateway_at(settings.amqp_url, made) as asking:
+        hosted = Hosted(made, settings, "cuda:0")
+        await hosted.start()
+        await asking.until_ready()
+        assert (asking.heard[-1].device, "GPU is not used" in asking.heard[-1].note) == ("cpu", True)
+        await hosted.stop()
+
+
 async def test_it_beats_before_it_is_warm_and_takes_nothing(settings: Settings, tmp_path: Path) -> None:
     """What comes meanwhile waits at the broker, and is answered then."""
     slow = python_file(tmp_path, DOUBLES + "        def load(self):\n            import time; time.sleep(1.5)\n")

@@ -27,6 +27,8 @@ MODULES = {
     "python": "workers.runtimes.python",
 }
 """Artifact format → the module that loads it."""
+ON_GPU = frozenset({"torch", "pt2", "python"})
+"""Formats of which a model can use the GPU that it is given; the others run on the CPU whatever there is."""
 
 
 class Model(Protocol):
