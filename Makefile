@@ -15,7 +15,7 @@ up-distributed:
 
 test:
 	@sh requirements/install dev
-	.venv/bin/python -m pytest -n auto --dist loadfile --cov --cov-report=term $(ARGS)
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term $(ARGS)
 
 check:
 	@sh requirements/install dev

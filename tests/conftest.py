@@ -110,12 +110,6 @@ IN_PRODUCTION = frozenset({"test_distributed.py", "test_faults.py", "test_triton
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than there are cores, for the tests wait more than they compute; more than four gain nothing."""
-    return min(4, 1 + (os.cpu_count() or 1))
-
-
-@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Each module to one process, and these together."""
     from xdist.scheduler import LoadFileScheduling

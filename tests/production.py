@@ -73,7 +73,7 @@ def waited(condition: Callable[[], object], within: float = WITHIN_S) -> None:
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 def status(ps: Client) -> dict[str, Any]:
@@ -82,11 +82,15 @@ def status(ps: Client) -> dict[str, Any]:
 
 def ready(ps: Client, model: str) -> list[dict[str, Any]]:
     """The replicas of a model that serve."""
-    models = {each["name"]: each for each in status(ps)["models"]}
+    return ready_in(status(ps), model)
+
+
+def ready_in(told: dict[str, Any], model: str) -> list[dict[str, Any]]:
+    models = {each["name"]: each for each in told["models"]}
     versions = models[model]["versions"] if model in models else []
     return [replica for version in versions for replica in version["where"] if replica["state"] == "READY"]
 
 
-def gateways(ps: Client) -> set[int]:
+def gateways_in(told: dict[str, Any]) -> set[int]:
     """The processes of those that are ready."""
-    return {int(gateway["pid"]) for gateway in status(ps)["gateways"] if gateway["ready"]}
+    return {int(gateway["pid"]) for gateway in told["gateways"] if gateway["ready"]}

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from penstock.client import Client
 
-from tests.production import Production, gateways, push_numbered, ready, waited
+from tests.production import Production, gateways_in, push_numbered, ready, status, waited
 
 ECHO = """\
 class Echo:
@@ -48,4 +48,4 @@ def test_code_runs_beside_the_replica(ps: Client, tmp_path: Path) -> None:
 
 
 def test_two_gateways_answer_on_one_socket(ps: Client) -> None:
-    waited(lambda: len(gateways(ps)) == 2)
+    waited(lambda: len(gateways_in(status(ps))) == 2)

@@ -26,16 +26,17 @@ from penstock.errors import PenstockError
 
 from core.topology import POISON, infer_queue
 from tests.e2e.ledger import Grpc, Load, Rest, load, reached
-from tests.production import Production, gateways, push_numbered, ready, waited
+from tests.production import Production, gateways_in, push_numbered, ready, ready_in, status, waited
 
-COMPUTE_S, ROWS, REPLICAS = 0.05, 4, 2
+COMPUTE_S, ROWS, REPLICAS = 0.1, 4, 2
 KNEE = REPLICAS * ROWS / COMPUTE_S
 RATE = 0.6 * KNEE
-DEADLINE_S = 10.0
+DEADLINE_S = 20.0
 ABOARD = 2 * REPLICAS * 2 * ROWS
 """Requests in flight at most: about two batches for each replica, rounded up at each of two gateways."""
 ANSWERED_S = DEADLINE_S + 2
-"""Within which every request has its outcome, whatever happens: its deadline, and the grace of whoever tells it."""
+"""Within which every request has its outcome, whatever happens: its deadline, and the grace of whoever tells it. Far
+enough that a machine which runs other tests beside these is slow, not late."""
 OUTPUTS = [{"name": name, "datatype": "FP32", "shape": [-1, 1]} for name in ("y", "version")]
 SIGNATURE = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}], "outputs": OUTPUTS}
 MODELS = f'''\
@@ -123,8 +124,8 @@ async def until_whole(production: Production, ps: Client, model: str) -> None:
     """Both replicas and both gateways serve."""
 
     def whole() -> bool:
-        living = {process.pid for process in production.processes("server.gateway_process")}
-        return len(ready(ps, model)) == REPLICAS and gateways(ps) == living and len(living) == 2
+        told, living = status(ps), {process.pid for process in production.processes("server.gateway_process")}
+        return len(ready_in(told, model)) == REPLICAS and gateways_in(told) == living and len(living) == 2
 
     await asyncio.to_thread(waited, whole)
 
@@ -138,7 +139,7 @@ async def test_a_replica_is_killed_mid_batch(site: Site) -> None:
         await asking.more()
         victim = ready(site.ps, site.slow)[0]
         os.kill(victim["pid"], signal.SIGKILL)
-        await asking.more(300)
+        await asking.more(150)
         await asyncio.to_thread(
             waited, lambda: len({r["instance"] for r in ready(site.ps, site.slow)} - {victim["instance"]}) == REPLICAS
         )
@@ -153,7 +154,7 @@ async def test_a_replica_hangs_mid_batch(site: Site) -> None:
         stopped = psutil.Process(ready(site.ps, site.slow)[0]["pid"])
         stopped.suspend()
         try:
-            await asking.more(300)
+            await asking.more(150)
         finally:
             stopped.resume()
         await asking.more()
@@ -275,7 +276,7 @@ async def test_the_broker_restarts(site: Site) -> None:
         await asking.refused()
         await asyncio.to_thread(site.production.broker.start)
         away = time.monotonic() - begun
-        await asking.more(300)
+        await asking.more(150)
     asking.ledger.check("version 1", refused=round((away + 10) * RATE), within=ANSWERED_S)
 
 
@@ -291,7 +292,7 @@ async def test_the_way_to_the_broker_is_gone_for_ten_seconds(site: Site, how: st
             await asking.refused()
         finally:
             await asyncio.to_thread(way.mend)
-        await asking.more(300)
+        await asking.more(150)
     asking.ledger.check("version 1", refused=round(25 * RATE), within=ANSWERED_S)
 
 
@@ -307,7 +308,7 @@ async def test_the_repository_is_away(site: Site) -> None:
                 answer = await client.post(f"{server.control}/api/v1/keys", json={"name": "late"})
             assert answer.status_code == 503
             assert answer.elapsed.total_seconds() < 2.5
-            await asking.more(500)
+            await asking.more(250)
         finally:
             mongo.resume()
         await asyncio.to_thread(waited, lambda: site.ps.keys.create("late"))
@@ -393,6 +394,6 @@ async def test_the_head_of_ray_restarts(site: Site) -> None:
         await asyncio.to_thread(ray.kill)
         await asking.refused()
         await asyncio.to_thread(ray.start)
-        await asking.more(300, within=180)
+        await asking.more(150, within=180)
         away = time.monotonic() - begun
     asking.ledger.check("version 1", refused=round(away * RATE), expired=ABOARD, within=ANSWERED_S)
