@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
 
+from core.errors import Unavailable
 from repository.artifacts import FileArtifacts
 from repository.cache import Cache
 from repository.gridfs import MongoArtifacts
@@ -22,6 +25,7 @@ DRIVERS: dict[str, type] = {"motor": AsyncIOMotorClient, "pymongo": AsyncMongoCl
 ALL_MEMORY = 1 << 30
 BACKENDS = ["embedded", *sorted(DRIVERS)]
 BEAT_S, PATIENCE_S = 0.05, 0.3
+MADE_WITHIN_S = 30.0
 
 
 class Backend(NamedTuple):
@@ -57,8 +61,18 @@ async def backend(backend_name: str, request: pytest.FixtureRequest, tmp_path: P
         mongo = mongo_at(request.getfixturevalue("mongo_url"), backend_name)
         cache = Cache(tmp_path / "cache", ALL_MEMORY)
         made = Backend(MongoStore(mongo), MongoArtifacts(mongo, cache, BEAT_S, PATIENCE_S))
+    await _prepared(made.store)
     yield made
     await made.store.close()
+
+
+async def _prepared(store: Store) -> None:
+    """The first call makes the database, which on a busy machine may take longer than any other call."""
+    async with asyncio.timeout(MADE_WITHIN_S):
+        while True:
+            with suppress(Unavailable):
+                await store.revision()
+                return
 
 
 @pytest.fixture
