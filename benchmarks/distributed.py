@@ -26,8 +26,6 @@ from benchmarks.large import IMAGE, Caller
 from benchmarks.load import HttpTarget, Load, load_http
 from benchmarks.processes import cpu_seconds, echo, penstock, push
 from benchmarks.rows import Plan, Row, alternating, median, ratio
-from server.servers import processes
-from server.servers.places import Place
 from tests.running import COMMAND, RunningServer
 
 GOALS = {32: 0.5, 128: 1.0}
@@ -56,9 +54,7 @@ class Shape:
         with tempfile.TemporaryDirectory() as folder:
             artifact = models.product(Path(folder) / "product.onnx")
             self.url = push(server, str(artifact), "product", "--max-batch", MAX_BATCH)
-        self._broker = self._broker_pid()
-        ray = Place(server.home / "services", "ray")
-        self._ray_leader, self._ray_mark = ray.running, ray.mark
+        self._broker, self._head = self._pid("rabbitmq"), self._pid("ray")
 
     @property
     def headers(self) -> dict[str, str]:
@@ -100,12 +96,11 @@ class Shape:
 
     def _ray(self) -> set[int]:
         """Everything that its head has started, idle workers and replicas among them."""
-        assert self._ray_leader is not None
-        return {process.pid for process in processes.family(self._ray_leader.birth, self._ray_mark)}
+        return {self._head, *(process.pid for process in psutil.Process(self._head).children(recursive=True))}
 
-    def _broker_pid(self) -> int:
+    def _pid(self, service: str) -> int:
         environment = self.server.environment | {"PENSTOCK_HOME": str(self.server.home)}
-        command = [str(COMMAND), "services", "status", "--only", "rabbitmq", "--json"]
+        command = [str(COMMAND), "services", "status", "--only", service, "--json"]
         told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
         return int(json.loads(told)[0]["pid"])
 
