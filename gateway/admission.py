@@ -72,7 +72,7 @@ class Admission:
         level = policy.queue.levels[level_of(entry.priority) - 1]
         tenant = level.tenants.get(entry.tenant, NOBODY)
         ahead = self._ahead(level, tenant)
-        drain = max(ahead * estimate.pace / policy.replicas, self._backlog(tenant))
+        drain = max(ahead * estimate.pace / policy.share, self._backlog(tenant))
         size = max(policy.usual, ahead + entry.rows)
         hopeful = estimate.service(entry.rows) + estimate.overhead + self.margin > entry.deadline - now
         own = estimate.typical(size) if hopeful else estimate.service(size)
@@ -82,12 +82,11 @@ class Admission:
         """Raise Hopeless if the prediction exceeds the budget; an upper bound of it is tried first."""
         policy = self.policy
         estimate, queue = policy.estimate, policy.queue
-        drain = queue.rows * estimate.pace
+        drain = queue.rows * estimate.pace / policy.share
         tenant = queue.levels[level_of(entry.priority) - 1].tenants.get(entry.tenant, NOBODY)
         if tenant.pace:
             drain += self._backlog(tenant)
-        start = policy.busy_until if policy.busy_until > now else now
-        if start - now + drain + estimate.longest + estimate.overhead <= budget:
+        if policy.residual(now) + drain + estimate.longest + estimate.overhead <= budget:
             return
         excess = self.predict(entry, now) - budget
         if excess > 0:
@@ -127,7 +126,7 @@ class Admission:
     def full(self) -> QueueFull:
         """The error for who finds no place, or loses it."""
         policy = self.policy
-        drain = int(policy.queue.rows * policy.estimate.pace) // policy.replicas
+        drain = int(policy.queue.rows * policy.estimate.pace / policy.share)
         return QueueFull(f"{self.bound} requests are waiting already", retry_after=retry_after(drain))
 
 
