@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from benchmarks.simulation.arrivals import Request, Trace
 from benchmarks.simulation.central import feed
-from benchmarks.simulation.clock import MS, SECOND, Clock
+from benchmarks.simulation.clock import SECOND, Clock
 from benchmarks.simulation.device import Device
 from benchmarks.simulation.ledger import Ledger
 from core.errors import PenstockError
@@ -53,8 +53,8 @@ class Asked(Entry):
 
     __slots__ = ("request",)
 
-    def __init__(self, request: Request, priority: int) -> None:
-        super().__init__(KEY, request.rows, PIECES, request.at, request.due, request.tenant, priority)  # type: ignore[arg-type]
+    def __init__(self, request: Request, tenant: str, priority: int) -> None:
+        super().__init__(KEY, request.rows, PIECES, request.at, request.due, tenant, priority)  # type: ignore[arg-type]
         self.request = request
 
 
@@ -93,7 +93,7 @@ class Gateway:
         device, shape = system.device, system.shape
         self.system = system
         self.policy = self.policy_class(device.max_batch, Estimate(device.max_batch, device.samples))
-        self.policy.replicas = shape.replicas
+        self.policy.outlook.count(self.window, shape.replicas)
         self.admission = self.admission_class(self.policy, shape.bound, int(shape.margin_s * SECOND))
         self._scheduled = False
         self._alarm = 0
@@ -104,14 +104,14 @@ class Gateway:
         shape = self.system.shape
         return max(1, -int(-shape.window * shape.replicas // shape.gateways))
 
-    def priority(self, request: Request) -> int:
-        return request.priority
+    def tenant(self, request: Request) -> str:
+        return request.tenant
 
     def arrive(self, request: Request) -> None:
         system = self.system
         ledger, now = system.ledger, system.clock.now
         ledger.sent(request)
-        entry = Asked(request, self.priority(request))
+        entry = Asked(request, self.tenant(request), request.priority)
         try:
             pushed = self.admission.check(entry, now)
         except PenstockError:
@@ -262,6 +262,3 @@ def simulate(trace: Trace, device: Device, shape: Shape = EMBEDDED, seed: int = 
     feed(system.clock, trace, Spread(gateways, seed) if len(gateways) > 1 else gateways[0])
     system.clock.run()
     return system.ledger
-
-
-__all__ = ["KEY", "MS", "Asked", "Delivery", "Gateway", "Shape", "System", "simulate"]

@@ -328,9 +328,9 @@ Maker = Callable[[], Rule]
 
 
 def grid(terms: Terms) -> Iterator[tuple[str, Maker]]:
-    """Fixed settings: B a quarter, a half, three quarters and all of the maximum; T from 0 to a full batch's time."""
+    """Fixed settings: B a half, three quarters and all of the maximum; T from 0 to a full batch's time."""
     device = terms.device
-    for rows in sorted({max(1, device.max_batch * part // 4) for part in (1, 2, 3, 4)}):
+    for rows in sorted({max(1, device.max_batch * part // 4) for part in (2, 3, 4)}):
         for share in (0.0, 0.25, 1.0):
             wait_s = share * device.full_s
             yield f"B {rows}, T {wait_s * 1e3:.3g} ms", partial(Fixed, terms, rows, wait_s)

@@ -14,6 +14,8 @@ DEVICE = Device(fixed_s=0.005, row_s=0.0005, max_batch=32, jitter=0.05)
 """21.5 ms for a full batch: an accelerator with a moderate model. 1,488 rows a second."""
 TARGET = 5.0
 """Deadlines, in full batches."""
+SHORTEST = 20
+"""Deadlines that a run lasts, however few requests that would take."""
 EMBEDDED_HOP_S, BROKER_HOP_S = 0.0001, 0.0005
 HEAVY = "heavy-tailed rows"
 """Poisson arrivals whose requests bring 1 to a whole batch of rows, by a Pareto law of exponent 1.2."""
@@ -59,12 +61,12 @@ class Scene(NamedTuple):
 
     @property
     def warm_s(self) -> float:
-        """Not counted: four deadlines."""
-        return 4 * self.target_s
+        """Not counted: eight deadlines, in which a backlog settles."""
+        return 8 * self.target_s
 
     @property
     def seconds(self) -> float:
-        return self.warm_s + max(self.requests * self.mix.mean_rows / self.rate, 6 * self.target_s)
+        return self.warm_s + max(self.requests * self.mix.mean_rows / self.rate, SHORTEST * self.target_s)
 
     def trace(self) -> Trace:
         process = PROCESSES["Poisson" if self.process == HEAVY else self.process]

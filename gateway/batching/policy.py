@@ -7,12 +7,7 @@ below saturation it only adds latency.
 **Punctual.** What leaves early only queues at a busy worker, where nothing can join it and nobody can overtake it. So
 the second batch of a worker is held until it would arrive as the first one can end, by the fastest run seen; with
 windows of 2 sent at once, a deadline of 2.5 full batches loses 7 % of the goodput (docs/batching.md). An end that comes
-earlier opens at once, and times too short for a timer hold nothing.
-
-**Whose turn at the worker.** Batches in flight are taken to run in the order sent on this gateway's `share` of the
-workers, which is what it is seen to get while it has a backlog, its window's part at least; what other gateways add
-to the wait beyond that is the `bias` of admission. (Taking all workers for its own made a third of the accepted late
-with two gateways.)
+earlier opens at once, and times too short for a timer hold nothing. When that is, is `outlook.py`'s to say.
 
 **Forming** picks a leader and fills up with entries of the leader's key:
 1. The highest priority that has anything waiting leads. A flood at a high priority does starve the lower ones: that
@@ -42,12 +37,12 @@ reports its own times), or let a mean stand for a p99.
 
 from __future__ import annotations
 
-from collections import deque
-from heapq import heappop, heappush
+from heapq import heappop
 from typing import NamedTuple
 
 from gateway.batching.entry import BatchKey, Entry
-from gateway.batching.estimate import Estimate, steady
+from gateway.batching.estimate import Estimate
+from gateway.batching.outlook import Outlook
 from gateway.batching.queue import NEVER, Lane, Level, Queue, Tenant, level_of
 from workers.messages import Timing
 
@@ -62,14 +57,6 @@ REASONS: dict[str, str] = {
 }
 """Why a batch was closed."""
 
-PER_REPLICA = 2
-"""Batches of a window that are for one worker."""
-GRAIN = 1_000_000
-"""Nanoseconds by which a timer may be late: nothing is held back for less."""
-SURPRISES = 64
-"""Batches by which the bias is measured,"""
-LEARN = 8
-"""and after how many anew; a greater surprise counts at once."""
 LOOK = 64
 """Tenants that one filling passes over in a level before it stops looking for more of its key."""
 
@@ -130,26 +117,7 @@ class Decision(NamedTuple):
 class Policy:
     """The waiting entries of one model version, and its batches in flight. `max_batch` < 1: one by one."""
 
-    __slots__ = (
-        "_drained",
-        "_elapsed",
-        "_fair",
-        "_learned",
-        "_since",
-        "_surprises",
-        "aboard",
-        "add",
-        "batched",
-        "bias",
-        "busy_until",
-        "cancel",
-        "estimate",
-        "formed",
-        "queue",
-        "replicas",
-        "share",
-        "usual",
-    )
+    __slots__ = ("aboard", "add", "batched", "cancel", "estimate", "formed", "outlook", "queue", "usual")
 
     def __init__(self, max_batch: int, estimate: Estimate) -> None:
         self.estimate = estimate
@@ -158,55 +126,41 @@ class Policy:
         self.add = self.queue.add
         self.cancel = self.queue.remove
         self.aboard: list[Formed] = []
-        self.replicas = 1
-        """Workers that take what is sent: each batch in flight, or waiting, holds up the others by its share of one."""
-        self._fair = 1.0
-        """Its part of the replicas, as its window says."""
-        self.share = 1.0
-        """Replicas' worth of work done for this gateway: what it has been seen to get while it had a backlog."""
-        self._since = 0
-        """When a batch last came back while more waited; 0: nothing has waited since."""
-        self._drained = self._elapsed = 0.0
-        self.busy_until = 0
-        """When the worker is expected to be through with what is in flight."""
-        self.bias = 0
-        """How much longer than that batches have lately waited at the worker: for what other gateways sent."""
-        self._learned = 0
-        self._surprises: deque[int] = deque(maxlen=SURPRISES)
+        self.outlook = Outlook(estimate)
         self.usual = 0
         """Rows of the largest of the latest batches: an eighth less with each batch that is smaller."""
         self.formed = dict.fromkeys(REASONS, 0)
         """Batches formed, by the reason they were closed."""
 
+    @property
+    def busy_until(self) -> int:
+        """When a worker is expected to be free for the next batch."""
+        return self.outlook.busy_until
+
+    @property
+    def replicas(self) -> int:
+        """Workers that take what is sent, whoever sends."""
+        return self.outlook.replicas
+
     def residual(self, now: int) -> int:
-        """How long the worker is still expected to be busy with what is in flight."""
-        return max(0, self.busy_until - now) + self.bias
+        """How long until a worker is free for what is sent next, to be on the safe side."""
+        return max(0, self.outlook.busy_until - now) + self.outlook.bias
 
     def decide(self, now: int, window: int, replicas: int = 1, punctual: bool = False) -> Decision:
         """`window`: batches that may be in flight; `replicas`: how many workers they are for, whoever else sends.
 
-        `punctual`: what would only wait at a busy worker is held back until `opens`, which `wake` then heeds.
+        `punctual`: what would only wait at a busy worker is held back until the outlook `opens`, and `wake` heeds that.
         """
-        self.replicas = max(1, replicas)
-        self._fair = min(self.replicas, max(window, 1) / PER_REPLICA)
-        self.share = max(self.share if self._elapsed else 0.0, self._fair)
+        self.outlook.count(window, replicas)
         expired = self.queue.expire(now)
         batch, opens = None, 0
         if len(self.aboard) < window and self.queue.entries:
-            opens = self.opens(now) if punctual else now
+            opens = self.outlook.opens(len(self.aboard), max(1, self.usual), now) if punctual else now
             if opens <= now:
                 batch = self._form(now, expired)
         due = self.queue.due()
         held = opens > now and self.queue.entries
         return Decision(batch, expired, min(due or NEVER, opens) if held else due)
-
-    def opens(self, now: int) -> int:
-        """From when on one more batch is of use: it reaches a worker just as the first of them can be free."""
-        if len(self.aboard) < max(1, round(self.share)):
-            return now
-        estimate, rows = self.estimate, max(1, self.usual)
-        early = estimate.overhead + estimate.typical(rows) - estimate.floor(rows) + GRAIN
-        return max(now, self.busy_until - early)
 
     def finished(self, batch: Formed, now: int, timing: Timing) -> None:
         """The worker has answered: a slot is free, and the estimate knows more. A batch that never ran counts not."""
@@ -215,37 +169,10 @@ class Policy:
         if computed > 0:
             overhead = now - batch.dispatched - timing.queue - computed
             self.estimate.observe(timing.executed_rows or batch.rows, computed, max(0, overhead))
-            self._learn(batch.dispatched + timing.queue - batch.starts)
-            self._get(computed * batch.rows / (timing.executed_rows or batch.rows), now)
-        self._foresee(now)
-
-    def _foresee(self, now: int) -> None:
-        """When each batch in flight will be through, if workers take them in turn: the first ones are running."""
-        workers = max(1, round(self.share))
-        stretch = workers / self.share
-        free: list[int] = []
-        for batch in self.aboard:
-            if len(free) < workers:
-                start = batch.begun = batch.begun or now
-            else:
-                start = heappop(free)
-            heappush(free, max(now, start + int(self.estimate.typical(batch.rows) * stretch)))
-        self.busy_until = free[0] if len(free) == workers else now
-
-    def _learn(self, surprise: int) -> None:
-        """A batch was begun with so much later than expected."""
-        self._surprises.append(surprise)
-        self._learned += 1
-        if surprise > self.bias or self._learned % LEARN == 0:
-            self.bias = max(0, steady(sorted(self._surprises)))
-
-    def _get(self, work: float, now: int) -> None:
-        """So much of the replicas' time was this gateway's."""
-        if self._since:
-            self._elapsed = self._elapsed * 0.97 + (now - self._since)
-            self._drained = self._drained * 0.97 + work
-            self.share = max(self._fair, min(self.replicas, self._drained / max(1.0, self._elapsed)))
-        self._since = now if self.queue.entries else 0
+            self.outlook.surprised(batch.dispatched + timing.queue - batch.starts)
+            own = batch.rows / (timing.executed_rows or batch.rows)
+            self.outlook.got(computed * own, now, self.queue.entries > 0)
+        self.outlook.foresee(self.aboard, now)
 
     # --- forming --------------------------------------------------------------------------------------------------
 
@@ -413,7 +340,7 @@ class Policy:
         self.aboard.append(batch)
         self.usual = max(batch.rows, self.usual - (self.usual + 7) // 8)
         batch.starts = max(batch.dispatched, self.busy_until)
-        self._foresee(batch.dispatched)
+        self.outlook.foresee(self.aboard, batch.dispatched)
 
     def _reason(self, batch: Formed) -> str:
         if not self.batched:
