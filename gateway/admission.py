@@ -82,12 +82,13 @@ class Admission:
     def _hurry(self, entry: Entry, budget: int, now: int) -> None:
         """Raise Hopeless if the prediction exceeds the budget; an upper bound of it is tried first."""
         policy = self.policy
-        estimate, queue = policy.estimate, policy.queue
-        drain = queue.rows * estimate.pace / policy.outlook.share
+        estimate, queue, outlook = policy.estimate, policy.queue, policy.outlook
+        drain = queue.rows * estimate.pace / outlook.share
         tenant = queue.levels[level_of(entry.priority) - 1].tenants.get(entry.tenant, NOBODY)
         if tenant.pace:
             drain += self._backlog(tenant)
-        if policy.residual(now) + drain + estimate.longest + estimate.overhead <= budget:
+        start = outlook.busy_until if outlook.busy_until > now else now
+        if start - now + outlook.bias + drain + estimate.longest + estimate.overhead <= budget:
             return
         excess = self.predict(entry, now) - budget
         if excess > 0:

@@ -2,7 +2,7 @@
 
 Batches in flight are taken to run in the order sent, on this gateway's *share* of the workers: what it is seen to get
 while it has a backlog, and its window's part of them at least. What others add to the wait beyond that is the *bias*,
-by which admission is more careful. Taking all workers for one's own makes half of the accepted late where two gateways
+by which admission is more careful. Taking all workers for one's own makes most of the accepted late where two gateways
 share four workers at 1.2 of the knee (simulated: docs/batching.md).
 """
 
@@ -37,8 +37,8 @@ class Flying(Protocol):
 class Outlook:
     """All times are monotonic nanoseconds."""
 
-    __slots__ = ("_drained", "_elapsed", "_estimate", "_learned", "_part", "_since", "_surprises", "bias", "busy_until",
-                 "replicas", "share")  # fmt: skip
+    __slots__ = ("_drained", "_elapsed", "_estimate", "_learned", "_part", "_since", "_surprises", "_window", "bias",
+                 "busy_until", "replicas", "share", "workers")  # fmt: skip
 
     def __init__(self, estimate: Estimate) -> None:
         self._estimate = estimate
@@ -46,6 +46,9 @@ class Outlook:
         """Workers that take what is sent, whoever sends."""
         self.share = self._part = 1.0
         """Workers' worth of work that is done for this gateway, and what its window says of that."""
+        self.workers = 1
+        """The share as whole workers, each of them slower or faster by what is left over."""
+        self._window = 0
         self.busy_until = 0
         """When a worker is expected to be free for the next batch."""
         self.bias = 0
@@ -58,14 +61,15 @@ class Outlook:
 
     def count(self, window: int, replicas: int) -> None:
         """There are so many workers, and this gateway may have `window` batches in flight."""
-        self.replicas = max(1, replicas)
+        if window == self._window and replicas == self.replicas:
+            return
+        self._window, self.replicas = window, max(1, replicas)
         self._part = min(self.replicas, max(window, 1) / PER_REPLICA)
-        self.share = max(self.share if self._elapsed else 0.0, self._part)
+        self._take(self.share if self._elapsed else 0.0)
 
-    @property
-    def workers(self) -> int:
-        """The share as whole workers, each of them slower or faster by what is left over."""
-        return max(1, round(self.share))
+    def _take(self, share: float) -> None:
+        self.share = max(self._part, min(self.replicas, share))
+        self.workers = max(1, round(self.share))
 
     def opens(self, flying: int, rows: int, now: int) -> int:
         """From when on one more batch is of use: it reaches a worker just as the first of them can be free, by the
@@ -79,6 +83,11 @@ class Outlook:
     def foresee(self, aboard: Sequence[Flying], now: int) -> None:
         """`aboard`: all in flight, in the order sent; the first ones are running."""
         workers = self.workers
+        if len(aboard) < workers:
+            for batch in aboard:
+                batch.begun = batch.begun or now
+            self.busy_until = now
+            return
         stretch = workers / self.share
         free: list[int] = []
         for batch in aboard:
@@ -87,7 +96,7 @@ class Outlook:
             else:
                 start = heappop(free)
             heappush(free, max(now, start + int(self._estimate.typical(batch.rows) * stretch)))
-        self.busy_until = free[0] if len(free) == workers else now
+        self.busy_until = free[0]
 
     def surprised(self, surprise: int) -> None:
         """A batch was begun with so much later than expected (negative: earlier)."""
@@ -101,7 +110,7 @@ class Outlook:
         if self._since:
             self._elapsed = self._elapsed * FADE + (now - self._since)
             self._drained = self._drained * FADE + work
-            self.share = max(self._part, min(self.replicas, self._drained / max(1.0, self._elapsed)))
+            self._take(self._drained / max(1.0, self._elapsed))
         self._since = now if more else 0
 
     def __repr__(self) -> str:
