@@ -3,7 +3,8 @@
 # make test   everything the tests promise, with coverage
 # make check  format, lint, types
 # make bench  measure against the echo; ARGS="--quick --only rest-json" narrows it
-.PHONY: up up-distributed test check bench requirements
+# make simulate   the batching policy in virtual time, beside other rules and the optimum; ARGS as for bench
+.PHONY: up up-distributed test check bench simulate requirements
 
 up:
 	@sh requirements/install workers
@@ -26,6 +27,10 @@ check:
 bench:
 	@sh requirements/install dev
 	.venv/bin/python -m benchmarks.bench $(ARGS)
+
+simulate:
+	@sh requirements/install dev
+	.venv/bin/python -m benchmarks.simulation $(ARGS)
 
 # One resolution for all: the largest set first, the others under its versions. `UPGRADE=--upgrade` moves the unpinned.
 COMPILE = cd requirements && ../.venv/bin/uv pip compile --quiet --universal --fork-strategy fewest \

@@ -1,7 +1,8 @@
 """Who may join the queue: refused early, with a reason, is better than late.
 
 - *Expired* already: DeadlineExceeded.
-- *Hopeless*: the predicted answer comes after the deadline. Prediction = what is left of the batches in flight
+- *Hopeless*: the predicted answer comes after the deadline. Prediction = what is left of the batches in flight (and
+  how much longer they have lately waited for: others' work)
   + the rows ahead at the pace of the best batch size + the p99 service time of a batch such as it will ride in (as
   large as what waits, or as the latest ones) + the p99 overhead of the way there and back + a constant margin.
   A deadline that p99 says cannot be kept even by an idle worker is judged without the rare stalls that p99 knows.
@@ -72,7 +73,7 @@ class Admission:
         level = policy.queue.levels[level_of(entry.priority) - 1]
         tenant = level.tenants.get(entry.tenant, NOBODY)
         ahead = self._ahead(level, tenant)
-        drain = max(ahead * estimate.pace / policy.replicas, self._backlog(tenant))
+        drain = max(ahead * estimate.pace / policy.outlook.share, self._backlog(tenant))
         size = max(policy.usual, ahead + entry.rows)
         hopeful = estimate.service(entry.rows) + estimate.overhead + self.margin > entry.deadline - now
         own = estimate.typical(size) if hopeful else estimate.service(size)
@@ -81,13 +82,13 @@ class Admission:
     def _hurry(self, entry: Entry, budget: int, now: int) -> None:
         """Raise Hopeless if the prediction exceeds the budget; an upper bound of it is tried first."""
         policy = self.policy
-        estimate, queue = policy.estimate, policy.queue
-        drain = queue.rows * estimate.pace
+        estimate, queue, outlook = policy.estimate, policy.queue, policy.outlook
+        drain = queue.rows * estimate.pace / outlook.share
         tenant = queue.levels[level_of(entry.priority) - 1].tenants.get(entry.tenant, NOBODY)
         if tenant.pace:
             drain += self._backlog(tenant)
-        start = policy.busy_until if policy.busy_until > now else now
-        if start - now + drain + estimate.longest + estimate.overhead <= budget:
+        start = outlook.busy_until if outlook.busy_until > now else now
+        if start - now + outlook.bias + drain + estimate.longest + estimate.overhead <= budget:
             return
         excess = self.predict(entry, now) - budget
         if excess > 0:
@@ -127,7 +128,7 @@ class Admission:
     def full(self) -> QueueFull:
         """The error for who finds no place, or loses it."""
         policy = self.policy
-        drain = int(policy.queue.rows * policy.estimate.pace) // policy.replicas
+        drain = int(policy.queue.rows * policy.estimate.pace / policy.outlook.share)
         return QueueFull(f"{self.bound} requests are waiting already", retry_after=retry_after(drain))
 
 

@@ -202,7 +202,7 @@ class Batcher:
         policy, transport = self.policy, self._transport
         while True:
             now, window = time.monotonic_ns(), transport.window
-            batch, expired, wake = policy.decide(now, window, transport.replicas)
+            batch, expired, wake = policy.decide(now, window, transport.replicas, punctual=True)
             if batch is not None:
                 self._send(batch)
             for entry in expired:
