@@ -91,6 +91,7 @@ async def test_it_beats_before_it_is_warm_and_takes_nothing(settings: Settings, 
         (result,) = await answer.done()
         assert array_of(result)[0, 0] == 2
         await starting
+        await until(lambda: any(beat.state == READY for beat in asking.heard))
         await hosted.stop()
         states = [beat.state for beat in asking.heard]
         assert states.index(STARTING) < states.index(READY)
