@@ -22,7 +22,7 @@ from repository.catalog import Catalog, Place
 from repository.records import LOADING, UNAVAILABLE, UNLOADING, Version, VersionState
 from repository.wanted import wanted
 from workers import plan as one_process
-from workers.placement import Spec
+from workers.placement import Cluster, Spec, pending
 from workers.plan import Say, Unload
 
 CRASHED = "its process died each time it was started, before the model was ready"
@@ -34,11 +34,12 @@ RESTARTING = "none of its replicas is heard; they are being started again"
 
 class Application(NamedTuple):
     """One of Ray Serve's. `failed`: its replicas end before they are ready, again and again. `leaving`: it is being
-    deleted."""
+    deleted. `settled`: all the replicas that it is to have run, and as it says."""
 
     spec: Spec
     failed: bool = False
     leaving: bool = False
+    settled: bool = False
 
 
 class Actual(NamedTuple):
@@ -148,6 +149,12 @@ def unheard(since: Mapping[Place, float], actual: Actual, now: float) -> dict[Pl
         actual.applications.keys() - actual.short.keys() - {place for place, beats in actual.replicas.items() if beats}
     )
     return {place: since.get(place, now) for place in silent} if actual.hearing else {}
+
+
+def waiting(applications: Mapping[Place, Application], cluster: Cluster) -> set[Place]:
+    """Those of which a replica waits for a node. Ray tells of a waiting one by its shape alone: where all replicas of
+    an application run, it is another's."""
+    return {place for place, of in applications.items() if not of.settled and pending(of.spec, cluster)}
 
 
 def listed(gateway: GatewayBeat) -> set[Place]:

@@ -133,8 +133,7 @@ class Reconciler:
         for beat in self._lookout.fleet.replicas(now):
             replicas.setdefault((beat.model, beat.version), []).append(beat)
         gateways, hearing = self._lookout.fleet.gateways(now), self._lookout.hearing(now)
-        short = self._short(applications, replicas, cluster)
-        actual = Actual(applications, replicas, gateways, short, hearing=hearing)
+        actual = Actual(applications, replicas, gateways, self._short(applications, cluster), hearing=hearing)
         return actual._replace(unheard=self._unheard(actual))
 
     def _unheard(self, actual: Actual) -> dict[Place, float]:
@@ -143,17 +142,10 @@ class Reconciler:
         self._unheard_since = reconcile.unheard(self._unheard_since, actual, now)
         return {place: now - since for place, since in self._unheard_since.items()}
 
-    def _short(
-        self, applications: dict[Place, Application], replicas: dict[Place, list[ReplicaBeat]], cluster: Cluster
-    ) -> dict[Place, str]:
-        """Applications whose replicas have waited for a node for long → what is missing. Whose is told by its shape
-        alone, so one of which all replicas are heard is not meant."""
+    def _short(self, applications: dict[Place, Application], cluster: Cluster) -> dict[Place, str]:
+        """Applications whose replicas have waited for a node for long → what is missing."""
         now = time.monotonic()
-        waiting = {
-            place
-            for place, of in applications.items()
-            if len(replicas.get(place, ())) < of.spec.replicas and placement.pending(of.spec, cluster)
-        }
+        waiting = reconcile.waiting(applications, cluster)
         self._waiting_since = {place: self._waiting_since.get(place, now) for place in waiting}
         return {
             place: placement.shortage(applications[place].spec, cluster.nodes)

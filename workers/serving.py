@@ -162,7 +162,8 @@ def _application(told: dict[str, Any], deployment: dict[str, Any] | None) -> App
         actor.get("num_gpus", 0.0) or 0.0,
         actor.get("accelerator_type") or "",
     )
-    return Application(spec, failed=status == "DEPLOY_FAILED", leaving=status == "DELETING")
+    settled = _status(deployment) == "HEALTHY"
+    return Application(spec, status == "DEPLOY_FAILED", status == "DELETING", settled)
 
 
 def _status(told: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import inspect
 import json
@@ -211,7 +212,7 @@ async def _counted(judge: Judge) -> dict[str, int]:
 async def test_repository(judge: Judge, ps: Client, files: Path) -> None:
     """Index, unload, load: each answers when it is done."""
     name = f"held-{'rest' if judge.http else 'rpc'}-{'a' if '.aio' in judge.module.__name__ else 's'}"
-    ps.push(files / "identity-fp32.onnx", name)
+    await asyncio.to_thread(ps.push, files / "identity-fp32.onnx", name)
     assert await _state(judge, name) == "READY"
     await judge.ask("unload_model", name)
     assert await _state(judge, name) == "UNAVAILABLE"
@@ -431,7 +432,7 @@ async def test_async_infer_of_the_blocking_clients(running_server: RunningServer
 
 async def test_trap_1_only_200_is_success(running_server: RunningServer, ps: Client, files: Path) -> None:
     """Load and unload answer 200, not 201, 202 or 204."""
-    ps.push(files / "identity-fp32.onnx", "trap-one")
+    await asyncio.to_thread(ps.push, files / "identity-fp32.onnx", "trap-one")
     headers = {"Authorization": f"Bearer {running_server.api_key}"}
     for verb in ("unload", "load"):
         answer = httpx.post(f"{running_server.url}/v2/repository/models/trap-one/{verb}", headers=headers, timeout=60)
@@ -460,7 +461,7 @@ async def test_trap_4_stats_is_no_model_name(judge: Judge, ps: Client, files: Pa
 async def test_trap_5_unload_posts_a_body(rest: Judge, ps: Client, files: Path) -> None:
     """The index is a POST, and unload sends `unload_dependents` each time."""
     name = f"trap-five-{rest.module.__name__[-3:]}"
-    ps.push(files / "identity-fp32.onnx", name)
+    await asyncio.to_thread(ps.push, files / "identity-fp32.onnx", name)
     await rest.ask("unload_model", name, unload_dependents=True)
     assert await _state(rest, name) == "UNAVAILABLE"
 
@@ -483,7 +484,7 @@ async def test_trap_7_names_are_url_quoted(rest: Judge, ps: Client, files: Path)
     """A name that needs no quoting works as it is; one that comes quoted is unquoted once, and refused politely."""
     with pytest.raises(InferenceServerException, match=r"no model name|unknown model"):
         await rest.ask("infer", "a b", [rest.input("x", np.ones((1, 1), np.float32), "FP32")])
-    ps.push(files / "identity-fp32.onnx", "a.b_c-d")
+    await asyncio.to_thread(ps.push, files / "identity-fp32.onnx", "a.b_c-d")
     answer = await rest.ask("infer", "a.b_c-d", [rest.input("x", np.ones((1, 1), np.float32), "FP32")])
     assert answer.as_numpy("y").tolist() == [[1.0]]
 

@@ -23,7 +23,7 @@ from repository.records import (
     VersionState,
 )
 from tests.workers.samples import version
-from workers.placement import Spec
+from workers.placement import Cluster, Spec
 from workers.plan import UNLOADED, Say, Unload
 from workers.reconcile import (
     CRASHED,
@@ -37,6 +37,7 @@ from workers.reconcile import (
     Open,
     plan,
     unheard,
+    waiting,
 )
 
 ONE = Spec(1, 0.1)
@@ -448,6 +449,15 @@ def test_one_action_a_version(case: str) -> None:
     places = [a.place if isinstance(a, Unload) else (a.version.model, a.version.version) for a in actions]
     assert len(places) == len(set(places))
     assert not set(places) & CASES[case].busy.keys()
+
+
+def test_a_waiting_replica_is_of_an_application_that_lacks_one() -> None:
+    """Two of one shape: where one has all that it is to have, the other is meant; while neither has, both may be."""
+    whole, lacking = Application(RUNS.spec, settled=True), Application(RUNS.spec)
+    short_of_one = Cluster([], [RUNS.spec.resources])
+    assert waiting({at(1): whole, at(2): lacking}, short_of_one) == {at(2)}
+    assert waiting({at(1): lacking, at(2): lacking}, short_of_one) == {at(1), at(2)}
+    assert waiting({at(1): lacking}, Cluster()) == set()
 
 
 HERE = {at(1): RUNS, at(2): RUNS, at(3): RUNS}
