@@ -41,7 +41,7 @@ class Cpu(NamedTuple):
     replicas: float
     broker: float
     ray: float
-    """Its head and Serve's controller."""
+    """Its head with all that it has started, idle workers among them, but for the product's replicas."""
     control: float
     """The control plane and the workers' driver."""
 
@@ -84,7 +84,7 @@ class Shape:
             gateways=self._used(self._ours("server.gateway_process")),
             replicas=self._used(replicas),
             broker=self._used([self._broker]),
-            ray=self._used(sorted(self._ray() - set(replicas))),
+            ray=cpu_seconds(self._head) - self._used(replicas),
             control=self._used(self._ours("control") + self._ours("workers")),
         )
 
@@ -93,10 +93,6 @@ class Shape:
 
     def _ours(self, word: str) -> list[int]:
         return [child.pid for child in psutil.Process(self.server.pid).children() if word in child.cmdline()]
-
-    def _ray(self) -> set[int]:
-        """Everything that its head has started, idle workers and replicas among them."""
-        return {self._head, *(process.pid for process in psutil.Process(self._head).children(recursive=True))}
 
     def _pid(self, service: str) -> int:
         environment = self.server.environment | {"PENSTOCK_HOME": str(self.server.home)}
