@@ -145,7 +145,8 @@ class Settings(BaseSettings):
         description="memory of one model's child process; 0 = three quarters of the machine's, or the container's",
     )
     child_patience_s: Seconds = Field(
-        default=10.0, description="a child that answers nothing is not taken for hung before this"
+        default=10.0,
+        description="a child, or a replica's model, that answers nothing is not taken for hung before this",
     )
     child_restart_max_s: Seconds = Field(
         default=30.0, description="longest back-off before a dead child is started again"

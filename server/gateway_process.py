@@ -275,7 +275,8 @@ class Gateway(Composition):
 
 
 async def serve_alone(settings: Settings) -> None:
-    """The only gateway process here, until SIGINT or SIGTERM. Raises PenstockError where it cannot start."""
+    """The only gateway process here, until SIGINT or SIGTERM. Raises PenstockError where it cannot start, or a part of
+    it failed."""
     stop, gateway = stop_signal(), Gateway(settings)
     await gateway.start()
     typer.echo(f"Penstock's gateway is ready.\n  REST     {gateway.url}\n  gRPC     {gateway.grpc}")
@@ -309,7 +310,7 @@ def main(http_fd: int, lifeline_fd: int) -> int:
         logs.configure(chosen)
         uvloop.run(_one_of_several(chosen, http_fd, lifeline_fd))
     except PenstockError as error:
-        structlog.get_logger().error("gateway process cannot start", error=error.message)
+        structlog.get_logger().error("gateway process ends", error=error.message)
         return 1
     return 0
 

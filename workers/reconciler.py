@@ -4,9 +4,9 @@ Nothing that matters is remembered here: which versions run is asked of Serve, h
 a new process goes on where the last one ended, and replicas do not notice. What this process alone knows (which loads
 failed, since when something waits) is only what it would find out again.
 
-Where the repository, the broker or Ray is away, what runs goes on running, and nothing is begun. Ray that
-stays away ends this: its library does not find a head that was started anew.
-What was begun ends where this process is no longer the one that reconciles (`workers/mandate.py`).
+Where the repository, the broker or Ray is away, what runs goes on running, and nothing is begun. Ray that stays away
+ends this: its library does not find a head that was started anew. What was begun ends where this process is no longer
+the one that reconciles (`workers/mandate.py`).
 """
 
 from __future__ import annotations

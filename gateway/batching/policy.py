@@ -339,7 +339,7 @@ class Policy:
         self.formed[batch.reason] += 1
         self.aboard.append(batch)
         self.usual = max(batch.rows, self.usual - (self.usual + 7) // 8)
-        batch.starts = max(batch.dispatched, self.busy_until)
+        batch.starts = self._start(batch)
         self.outlook.foresee(self.aboard, batch.dispatched)
 
     def _reason(self, batch: Formed) -> str:
