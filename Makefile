@@ -39,4 +39,4 @@ requirements:
 	@sh requirements/install dev
 	$(COMPILE) -o dev.txt dev.in
 	$(COMPILE) -o uv.txt uv.in
-	for set in client gateway workers; do ($(COMPILE) -c dev.txt -o $$set.txt $$set.in) || exit 1; done
+	for set in client gateway workers load; do ($(COMPILE) -c dev.txt -o $$set.txt $$set.in) || exit 1; done
