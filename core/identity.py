@@ -18,12 +18,13 @@ from typing import NamedTuple
 
 from core.errors import NotFound, PermissionDenied, Unauthenticated
 
-PREDICT, DEPLOY, ADMIN = "predict", "deploy", "admin"
+PREDICT, DEPLOY, ADMIN, OBSERVE = "predict", "deploy", "admin", "observe"
 
 PERMITS: dict[str, frozenset[str]] = {
     PREDICT: frozenset({PREDICT}),
     DEPLOY: frozenset({PREDICT, DEPLOY}),
-    ADMIN: frozenset({PREDICT, DEPLOY, ADMIN}),
+    ADMIN: frozenset({PREDICT, DEPLOY, ADMIN, OBSERVE}),
+    OBSERVE: frozenset({OBSERVE}),
 }
 """Role → what it may do."""
 

@@ -152,6 +152,22 @@ class Settings(BaseSettings):
         default=30.0, description="longest back-off before a dead child is started again"
     )
 
+    # watching
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="address that Prometheus metrics are served on; beyond loopback they need a key of role observe",
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=9464, description="first port that Prometheus metrics are tried on, one for each process; 0 = none"
+    )
+    metrics_buckets_ms: tuple[Annotated[float, Gt(0)], ...] = Field(
+        default=(1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000),
+        description="upper bounds of the latency histograms' buckets; latency budgets belong among them",
+    )
+    trace_ratios: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default={}, description='share of requests traced, by model, as JSON: {"digits": 0.1}; others as OTEL_* says'
+    )
+
     # housekeeping
     poll_interval_s: Annotated[float, Field(gt=0, le=4)] = Field(
         default=1.0, description="the repository is asked for changes by others this often: a key is revoked by then"

@@ -32,6 +32,7 @@ from core.errors import (
 from core.identity import Principal, Verifier, credential_from
 from core.settings import MIB
 from core.status import answer_to
+from core.trace import Caller
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +76,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        send = _naming(scope, send)
         try:
             principal = self._principal(scope)
             self._check_media(scope)
@@ -101,6 +103,23 @@ class Guard:
         encoded = any(value not in (b"", b"identity") for value in _values(scope, b"content-encoding"))
         if encoded and not self._may_compress(scope["path"]):
             raise UnsupportedMedia("this route takes no compressed body: send it without Content-Encoding")
+
+
+def _naming(scope: Scope, send: Send) -> Send:
+    """Every answer names its request (`x-request-id`) and the trace that this belongs to (`x-trace-id`)."""
+    headers = dict(reversed(scope["headers"]))
+    caller = Caller.of(headers.get(b"traceparent"), headers.get(b"tracestate"), headers.get(b"x-request-id"))
+    trace_id = f"{caller.new_trace():032x}"
+    named = {b"x-request-id": (caller.request_id or trace_id).encode(), b"x-trace-id": trace_id.encode()}
+
+    async def naming(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            there = {name for name, _ in message.get("headers", ())}
+            missing = [(name, value) for name, value in named.items() if name not in there]
+            message = {**message, "headers": [*message.get("headers", ()), *missing]}
+        await send(message)
+
+    return naming
 
 
 def _values(scope: Scope, name: bytes) -> list[bytes]:

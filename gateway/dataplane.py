@@ -42,18 +42,21 @@ class Call(Entry):
                 outputs = self._requested(outputs)
             exchange.reply(InferResponse(self.route.name, self.route.number, outputs, self.request))
         except PenstockError as error:
-            self._fail(error)
+            self._spoil(error)
         except Exception as error:
-            self._fail(internal(error))
+            self._spoil(internal(error))
+        if exchange.trace is not None:
+            exchange.trace.ended = time.monotonic_ns()
 
-    def _fail(self, error: PenstockError) -> None:
-        self.route.statistics.refused(error.reason, 0)
-        self.exchange.fail(error)
+    def _spoil(self, error: PenstockError) -> None:
+        self.state = Entry.SPOILED
+        self.refuse(error)
 
     def refuse(self, error: PenstockError) -> None:
-        self.exchange.entry = None
-        self.route.statistics.refused(error.reason, time.monotonic_ns() - self.arrived)
-        self.exchange.fail(error)
+        exchange = self.exchange
+        exchange.entry = None
+        exchange.fail(error)
+        self.route.recorder.unanswered(exchange, self.route, self, error)
 
     def _requested(self, outputs: list[Output]) -> list[Output]:
         by_name = {output.name: output for output in outputs}
@@ -79,6 +82,7 @@ class DataPlane:
     def __init__(self, verifier: Verifier, routes: Routes, settings: Settings) -> None:
         self._verifier = verifier
         self._routes = routes
+        self._recorder = routes.recorder
         self._longest = settings.max_deadline_ms * 1_000_000
         routes.elsewhere = self.reroute
 
@@ -87,6 +91,7 @@ class DataPlane:
         route = None
         try:
             principal, route = self.route(exchange)
+            trace = route.recorder.begin(exchange)
             request = exchange.decode(route.mould)
             key, rows, pieces = route.mould.press(request)
             deadline = self._deadline(exchange, request, route)
@@ -94,6 +99,7 @@ class DataPlane:
             call.exchange = exchange
             call.request = request
             call.route = route
+            call.trace = trace
             exchange.entry = call
             route.batcher.submit(call)
         except PenstockError as error:
@@ -117,7 +123,7 @@ class DataPlane:
             route = now
             key, rows, pieces = route.mould.press(entry.request)
             call = Moved(key, rows, pieces, entry.arrived, entry.deadline, entry.tenant, entry.priority)
-            call.exchange, call.request, call.route = exchange, entry.request, route
+            call.exchange, call.request, call.route, call.trace = exchange, entry.request, route, entry.trace
             exchange.entry = call
             route.batcher.submit(call)
         except PenstockError as error:
@@ -127,10 +133,12 @@ class DataPlane:
         return True
 
     def _refuse(self, exchange: Exchange, route: Route | None, error: PenstockError) -> None:
-        exchange.entry = None
-        if route is not None:
-            route.statistics.refused(error.reason, time.monotonic_ns() - exchange.received)
+        entry, exchange.entry = exchange.entry, None
         exchange.fail(error)
+        if route is None:
+            self._recorder.unrouted(exchange, error)
+        else:
+            route.recorder.unanswered(exchange, route, entry, error)
 
     def route(self, exchange: Exchange) -> tuple[Principal, Route]:
         """Who asks, and what would serve it: all that headers can tell. Raises PenstockError."""
@@ -151,7 +159,7 @@ class DataPlane:
             exchange.entry = None
             route: Route = entry.route  # type: ignore[attr-defined]
             route.batcher.cancel(entry)
-            route.statistics.cancelled += 1
+            route.recorder.cancelled(exchange, route, entry)
 
     def _deadline(self, exchange: Exchange, request: InferRequest, route: Route) -> int:
         """Monotonic ns: the request's own timeout, else the model's default, and never after the transport's."""

@@ -8,12 +8,13 @@ thread. When the client leaves first, the transport calls `DataPlane.cancel(exch
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
 from core.datatypes import Buffer
 from core.errors import PenstockError
+from core.trace import NOBODY, Caller
 from workers.messages import Output, Scalar
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.batching.entry import Entry
     from gateway.fit import Mould
     from gateway.routing import Route, Table
+    from gateway.tracing import Trace
 
 
 class InputTensor(msgspec.Struct, gc=False):
@@ -80,17 +82,37 @@ class Exchange:
     """One request in flight. `version` is '' where the caller named none; an alias or digits otherwise.
 
     `received` and `deadline` are monotonic nanoseconds of this host; a deadline of 0 means that the transport
-    knows of none (the request's own `timeout` and the model's default are the data plane's business).
+    knows of none (the request's own `timeout` and the model's default are the data plane's business). `caller`: what
+    the request says of itself. `trace_id` is its own whether or not it is traced: every answer names it.
     """
 
-    __slots__ = ("allowed", "credential", "deadline", "entry", "model", "received", "version")
+    __slots__ = (
+        "allowed",
+        "caller",
+        "credential",
+        "deadline",
+        "entry",
+        "model",
+        "received",
+        "trace",
+        "trace_id",
+        "version",
+    )
 
-    def __init__(self, model: str, version: str, credential: bytes | None, deadline: int = 0) -> None:
+    transport: ClassVar[str] = "rest"
+
+    def __init__(
+        self, model: str, version: str, credential: bytes | None, deadline: int = 0, caller: Caller = NOBODY
+    ) -> None:
         self.model = model
         self.version = version
         self.credential = credential
         self.received = time.monotonic_ns()
         self.deadline = deadline
+        self.caller = caller
+        self.trace_id = caller.new_trace()
+        self.trace: Trace | None = None
+        """Set where the request is sampled, until it has been told of."""
         self.allowed: Pass | None = None
         """Of a transport that knows requests to be alike: the data plane fills it and goes by it."""
         self.entry: Entry | None = None

@@ -26,7 +26,7 @@ from gateway.dataplane import DataPlane, internal
 from gateway.health import Health
 from gateway.lifecycle import Lifecycle
 from gateway.routes import Routes
-from gateway.rpc import Caller, Inference, Method, Methods, status
+from gateway.rpc import Caller, Inference, Method, Methods, about, ids, status
 from gateway.rpc_standard import HealthService, Reflection
 from repository.watch import Watch
 
@@ -37,6 +37,7 @@ INT32_MAX = (1 << 31) - 1
 SLACK_BYTES = 1 << 16
 """Messages this much too large are still received, so that the answer says what the limit is."""
 
+Metadata = tuple[tuple[str, str], ...]
 _Context = Any
 """grpc.aio.ServicerContext[bytes, bytes]; its stubs lag behind."""
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]
@@ -160,24 +161,29 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """Called with the headers of each call."""
         self.asked_at = time.monotonic()
+        headers = dict(details.invocation_metadata)
+        told = about(headers)
+        trace_id = told.new_trace()
         try:
-            method, caller = self._methods.begin(details.method, details.invocation_metadata)
+            method, caller = self._methods.begin(details.method, headers, told, trace_id)
         except PenstockError as error:
-            return grpc.stream_unary_rpc_method_handler(partial(_refuse, error))
+            return grpc.stream_unary_rpc_method_handler(partial(_refuse, error, ids(told, trace_id)))
         if method.stream is not None:
             return grpc.stream_stream_rpc_method_handler(partial(self._stream, method, caller))
         return grpc.stream_unary_rpc_method_handler(partial(self._unary, method, caller))
 
     async def _unary(self, method: Method, caller: Caller, requests: object, context: _Context) -> bytes:
         assert method.unary is not None
+        named = ids(caller.about, caller.trace_id)
         try:
+            context.set_trailing_metadata(named)
             return await method.unary(caller, await self._request(context), _deadline(context))
         except PenstockError as error:
-            return _end(context, error)
+            return _end(context, error, named)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            return _end(context, internal(error))
+            return _end(context, internal(error), named)
 
     async def _request(self, context: _Context) -> bytes:
         timer = self._loop.call_later(self._body_timeout_s, self._late, context)
@@ -198,15 +204,17 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self, method: Method, caller: Caller, requests: object, context: _Context
     ) -> AsyncIterator[bytes]:
         assert method.stream is not None
+        named = ids(caller.about, caller.trace_id)
         try:
+            context.set_trailing_metadata(named)
             async for answer in method.stream(caller, self._requests(context)):
                 yield answer
         except PenstockError as error:
-            _end(context, error)
+            _end(context, error, named)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            _end(context, internal(error))
+            _end(context, internal(error), named)
 
     async def _requests(self, context: _Context) -> AsyncIterator[bytes]:
         while True:
@@ -230,17 +238,16 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         task.add_done_callback(self._endings.discard)
 
 
-async def _refuse(error: PenstockError, requests: object, context: _Context) -> bytes:
-    return _end(context, error)
+async def _refuse(error: PenstockError, named: Metadata, requests: object, context: _Context) -> bytes:
+    return _end(context, error, named)
 
 
-def _end(context: _Context, error: PenstockError) -> bytes:
+def _end(context: _Context, error: PenstockError, named: Metadata) -> bytes:
     """The call ends with the error's status; what is returned is not sent."""
     code, message, trailing = status(error)
     context.set_code(grpc.StatusCode[code])
     context.set_details(message)
-    if trailing:
-        context.set_trailing_metadata(trailing)
+    context.set_trailing_metadata((*trailing, *named))
     return b""
 
 

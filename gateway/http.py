@@ -46,9 +46,10 @@ from core.errors import (
     Unavailable,
 )
 from core.settings import Settings
+from core.trace import NOBODY
 from gateway.codec import rest
 from gateway.http_body import DIRECT_FROM, BodyReader, listen
-from gateway.http_exchange import HttpExchange, InferHead, infer_target, render_error
+from gateway.http_exchange import HttpExchange, InferHead, ids, infer_target, render_error
 from gateway.http_turn import Known, Turn, parse_target
 
 if TYPE_CHECKING:
@@ -466,7 +467,8 @@ class Protocol(HttpToolsProtocol):
 
     def _fail(self, turn: Turn, error: PenstockError) -> None:
         status, headers, body = render_error(error)
-        self._write(turn, status, headers, [body])
+        caller = turn.head.caller if turn.head is not None else NOBODY
+        self._write(turn, status, headers + ids(caller.new_trace(), caller), [body])
 
     def _write(self, turn: Turn, status: int, headers: bytes, parts: list[Buffer]) -> None:
         size = sum(map(len, parts))

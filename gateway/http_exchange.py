@@ -14,6 +14,7 @@ from core.datatypes import Buffer
 from core.errors import InvalidRequest, PenstockError, UnsupportedMedia
 from core.identity import credential_from
 from core.status import answer_to
+from core.trace import Caller
 from gateway.codec import rest
 from gateway.exchange import Exchange, InferRequest, InferResponse, Pass
 from gateway.fit import Mould
@@ -57,11 +58,22 @@ class Connection(Protocol):
 class InferHead:
     """What an infer request's path and headers say; shared by all requests of a connection whose heads are equal."""
 
-    __slots__ = ("accept", "allowed", "content_type", "credential", "encoding", "header_length", "model", "version")
+    __slots__ = (
+        "accept",
+        "allowed",
+        "caller",
+        "content_type",
+        "credential",
+        "encoding",
+        "header_length",
+        "model",
+        "version",
+    )
 
     def __init__(self, target: tuple[str, str], fields: dict[bytes, bytes]) -> None:
         self.model, self.version = target
         self.allowed = Pass()
+        self.caller = Caller.of(fields.get(b"traceparent"), fields.get(b"tracestate"), fields.get(b"x-request-id"))
         self.credential = credential_from(fields.get(b"authorization"), fields.get(b"x-api-key"))
         self.content_type = fields.get(b"content-type", b"").lower()
         self.encoding = fields.get(b"content-encoding", b"")
@@ -75,7 +87,7 @@ class HttpExchange(Exchange):
     __slots__ = ("body", "connection", "head")
 
     def __init__(self, connection: Connection, head: InferHead) -> None:
-        super().__init__(head.model, head.version, head.credential)
+        super().__init__(head.model, head.version, head.credential, 0, head.caller)
         self.allowed = head.allowed
         self.connection = connection
         self.head = head
@@ -103,11 +115,17 @@ class HttpExchange(Exchange):
         if accept in COMPRESSIONS and sum(map(len, parts)) >= COMPRESS_FROM:
             parts = [rest.compress(b"".join(parts), accept.decode())]
             headers += b"content-encoding: %b\r\n" % accept
-        self.connection.answer(self, 200, headers, parts)
+        self.connection.answer(self, 200, headers + ids(self.trace_id, self.caller), parts)
 
     def fail(self, error: PenstockError) -> None:
         status, headers, body = render_error(error)
-        self.connection.answer(self, status, headers, [body])
+        self.connection.answer(self, status, headers + ids(self.trace_id, self.caller), [body])
+
+
+def ids(trace_id: int, caller: Caller) -> bytes:
+    """The header lines of every answer that name the request: the caller's id where it gave one, else its trace's."""
+    name = b"%032x" % trace_id
+    return b"x-request-id: %b\r\nx-trace-id: %b\r\n" % (caller.request_id.encode() or name, name)
 
 
 def _length(text: bytes | None) -> int | None:

@@ -12,8 +12,10 @@ from core.errors import Draining, PenstockError
 from core.settings import Settings
 from gateway.batching.batcher import Batcher
 from gateway.batching.entry import Entry
+from gateway.recorder import Recorder
 from gateway.routing import Key, Route, Table
 from gateway.statistics import Statistics
+from gateway.tracing import Tracer
 from gateway.transports.base import Transport
 from repository.records import Version
 from repository.watch import Catalog
@@ -24,8 +26,9 @@ log = structlog.get_logger(__name__)
 class Routes:
     """Open versions, each with its batcher; `table` is replaced whole at each change."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracer: Tracer | None = None) -> None:
         self.table = Table()
+        self.recorder = Recorder(settings, tracer)
         self._settings = settings
         self._catalog: Catalog | None = None
         self._open: dict[Key, Route] = {}
@@ -52,10 +55,10 @@ class Routes:
         key = (version.model, version.version)
         if key in self._open:
             await self.retire(*key)
-        statistics = Statistics()
-        batcher = Batcher(version, transport, self._settings, statistics.executed, lambda entry: self.elsewhere(entry))
+        recorder = self.recorder.version(version, Statistics())
+        batcher = Batcher(version, transport, self._settings, recorder.executed, lambda entry: self.elsewhere(entry))
         self._transports[key] = transport
-        self._open[key] = Route(version, batcher, statistics)
+        self._open[key] = Route(version, batcher, recorder)
         self._rebuild()
 
     async def retire(self, model: str, version: int, within_s: float | None = None) -> None:
@@ -87,12 +90,16 @@ class Routes:
     def cut_off(self, error: PenstockError) -> int:
         """Answer all that was accepted with `error`; returns how many requests that were."""
         left = self.pending
-        for route in (*self._open.values(), *self._leaving.values()):
+        for route in self.working():
             route.batcher.close(error)
         return left
 
     def opened(self) -> list[Key]:
         return list(self._open)
+
+    def working(self) -> list[Route]:
+        """Those that have something to do, or may have: open, or retired and not drained yet."""
+        return [*self._open.values(), *self._leaving.values()]
 
     def shut(self, keys: set[Key]) -> None:
         """New requests to these open versions are refused as not ready; what was accepted stays."""
@@ -104,11 +111,11 @@ class Routes:
     @property
     def pending(self) -> int:
         """Requests accepted and not answered."""
-        return sum(route.batcher.pending for route in (*self._open.values(), *self._leaving.values()))
+        return sum(route.batcher.pending for route in self.working())
 
     def shares(self, now: int) -> list[Share]:
         """What each version has to do here that this gateway may still send a batch of. `now`: monotonic ns."""
-        return [route.batcher.share(now) for route in (*self._open.values(), *self._leaving.values())]
+        return [route.batcher.share(now) for route in self.working()]
 
     def _rebuild(self) -> None:
         catalog = self._catalog

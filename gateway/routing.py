@@ -17,15 +17,16 @@ from repository.records import LOADING, Alias, Version
 
 if TYPE_CHECKING:
     from gateway.batching.batcher import Batcher
+    from gateway.recorder import VersionRecorder
     from gateway.statistics import Statistics
 
 
 class Route:
-    """An open version and what a request to it needs: its mould, its batcher, its statistics."""
+    """An open version and what a request to it needs: its mould, its batcher, what records it."""
 
-    __slots__ = ("batched", "batcher", "budget", "labels", "mould", "name", "number", "statistics", "version")
+    __slots__ = ("batched", "batcher", "budget", "labels", "mould", "name", "number", "recorder", "version")
 
-    def __init__(self, version: Version, batcher: Batcher, statistics: Statistics) -> None:
+    def __init__(self, version: Version, batcher: Batcher, recorder: VersionRecorder) -> None:
         self.version = version
         self.name = version.model
         self.number = str(version.version)
@@ -35,7 +36,12 @@ class Route:
         self.mould = Mould(version.signature, version.max_batch)
         self.labels = {spec.name: spec.labels for spec in version.signature.outputs}
         self.batcher = batcher
-        self.statistics = statistics
+        self.recorder = recorder
+
+    @property
+    def statistics(self) -> Statistics:
+        """V2's."""
+        return self.recorder.statistics
 
 
 Key = tuple[str, int]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
+from core import trace
 from core.errors import InvalidRequest, NotReady, PenstockError, TooLarge, Unsupported
 from core.identity import DEPLOY, PREDICT, Principal, Verifier, credential_from
 from core.settings import Settings
@@ -39,8 +40,12 @@ NOBODY = Principal("", "nobody", "", PREDICT, ())
 
 
 class Caller(NamedTuple):
+    """`about`: what the call says of itself; `trace_id`: of the trace that it belongs to."""
+
     principal: Principal
     credential: bytes | None
+    about: trace.Caller = trace.NOBODY
+    trace_id: int = 0
 
     def __repr__(self) -> str:
         """Without the credential: callers are printed in tracebacks."""
@@ -76,26 +81,29 @@ class Methods:
         self._verifier = verifier
         self.table = {path: method for table in tables for path, method in table.items()}
 
-    def begin(self, path: str, headers: Iterable[tuple[str, str | bytes]]) -> tuple[Method, Caller]:
+    def begin(
+        self, path: str, headers: Mapping[str, str | bytes], about: trace.Caller = trace.NOBODY, trace_id: int = 0
+    ) -> tuple[Method, Caller]:
         """What a call is to be handed to. Raises Unauthenticated, or Unsupported where the caller may know that."""
         method = self.table.get(path)
         if method is not None and method.public:
-            return method, Caller(NOBODY, None)
-        credential = _credential(headers)
-        caller = Caller(self._verifier.verify(credential), credential)
+            return method, Caller(NOBODY, None, about, trace_id)
+        credential = credential_from(_encoded(headers.get("authorization")), _encoded(headers.get("x-api-key")))
+        caller = Caller(self._verifier.verify(credential), credential, about, trace_id)
         if method is None:
             raise Unsupported(f"this server does not offer the method {path[:128]!r}")
         return method, caller
 
 
-def _credential(headers: Iterable[tuple[str, str | bytes]]) -> bytes | None:
-    authorization = api_key = None
-    for name, value in headers:
-        if name == "authorization":
-            authorization = value
-        elif name == "x-api-key":
-            api_key = value
-    return credential_from(_encoded(authorization), _encoded(api_key))
+def about(headers: Mapping[str, str | bytes]) -> trace.Caller:
+    """What a call's metadata say of it."""
+    return trace.Caller.of(*(_encoded(headers.get(name)) for name in ("traceparent", "tracestate", "x-request-id")))
+
+
+def ids(caller: trace.Caller, trace_id: int) -> tuple[tuple[str, str], ...]:
+    """What every call's trailers say: the caller's id of it, else its trace's."""
+    name = f"{trace_id:032x}"
+    return ("x-request-id", caller.request_id or name), ("x-trace-id", name)
 
 
 def _encoded(value: str | bytes | None) -> bytes | None:
@@ -128,8 +136,12 @@ class GrpcExchange(Exchange):
 
     __slots__ = ("_message", "_most", "outcome")
 
-    def __init__(self, message: protobuf.Message, credential: bytes | None, deadline: int, most: int) -> None:
-        super().__init__(message.head.model_name, message.head.model_version, credential, deadline)
+    transport = "grpc"
+
+    def __init__(self, message: protobuf.Message, caller: Caller, deadline: int, most: int) -> None:
+        head = message.head
+        super().__init__(head.model_name, head.model_version, caller.credential, deadline, caller.about)
+        self.trace_id = caller.trace_id or self.trace_id
         self._message = message
         self._most = most
         self.outcome: asyncio.Future[bytes | PenstockError] = asyncio.get_running_loop().create_future()
@@ -186,7 +198,7 @@ class Inference:
         if len(body) > self._settings.max_body_bytes:
             raise TooLarge(f"the message is larger than {self._settings.max_body_bytes} bytes")
         most = self._settings.max_tensors
-        exchange = GrpcExchange(protobuf.parse(body, most), caller.credential, deadline, most)
+        exchange = GrpcExchange(protobuf.parse(body, most), caller, deadline, most)
         self._plane.infer(exchange)
         try:
             outcome = await exchange.outcome

@@ -13,6 +13,7 @@ import structlog
 
 from core.errors import PenstockError, Unavailable
 from core.settings import Settings
+from core.watched import Watched
 from server.listen import HttpServer
 
 log = structlog.get_logger()
@@ -44,6 +45,12 @@ class Composition:
         if self._failure is not None:
             why = self._failure.message if isinstance(self._failure, PenstockError) else "a part of it failed"
             raise Unavailable(f"stopped: {why}")
+
+    def _watch(self, process: str, service: str) -> Watched:
+        """Have spans and metrics of this process told; what waits of them leaves last."""
+        watched = Watched(self.settings, process, service)
+        self._stack.push_async_callback(asyncio.to_thread, watched.close)
+        return watched
 
     async def _serve(self, server: HttpServer, sockets: list[Any]) -> None:
         task = self._background(server.serve(sockets))

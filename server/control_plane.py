@@ -16,6 +16,7 @@ import control.health
 from control.status import Look, Seen, nobody
 from core.errors import Unavailable
 from core.settings import Settings
+from core.telemetry import CONTROL_SERVICE
 from core.web import Guard, install_errors
 from gateway.dataplane import DataPlane
 from gateway.http import Plant
@@ -58,6 +59,7 @@ class ControlPlane(Composition):
         plant = Plant(plane, settings, control.api.is_upload)
         await self._serve(http_server(self._app(look), plant, settings), [listener])
         self._background(plant.reap())
+        self._watch("control", CONTROL_SERVICE).expose(lambda: self.verifier)
         self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
 
     def _listen(self) -> Look:

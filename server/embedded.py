@@ -10,6 +10,7 @@ import control.api
 import gateway.rest
 from core.identity import Verifier
 from core.settings import Settings
+from core.telemetry import EMBEDDED_SERVICE
 from core.web import Guard, install_errors
 from gateway import grpc_server
 from gateway.codec import tensors
@@ -17,6 +18,7 @@ from gateway.dataplane import DataPlane
 from gateway.health import Health
 from gateway.http import Plant
 from gateway.routes import Routes
+from gateway.tracing import tracer_of
 from gateway.transports.connect import transport_for
 from repository.artifacts import FileArtifacts
 from repository.catalog import Catalog
@@ -61,7 +63,9 @@ class Embedded(Composition):
         artifacts = FileArtifacts(self.home.artifacts)
         self.watch = Watch(store, settings.poll_interval_s)
         self.commands = Commands(store, artifacts, settings, self.watch)
-        self.routes = Routes(settings)
+        watched = self._watch("embedded", EMBEDDED_SERVICE)
+        self.spans = watched.spans
+        self.routes = Routes(settings, tracer_of(self.spans, settings))
         self.watch.subscribe(self._changed)
         await self.commands.sweep()
         await self.watch.refresh()
@@ -80,6 +84,8 @@ class Embedded(Composition):
         self.http = http_server(self._app(), self.plant, settings)
         await self._serve(self.http, [listener])
         self._background(self.plant.reap())
+        self.routes.recorder.meters.watch(self.routes.working, lambda: len(self.plant.connections))
+        watched.expose(lambda: self.verifier, self.routes.recorder.meters)
         self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
         self.grpc = authority(settings.host, self.rpc.port)
         self.api_key = await first_key(self.home, self.verifier, self.commands)
@@ -125,7 +131,7 @@ class Embedded(Composition):
         self.routes.refresh(catalog)
 
     async def _opened(self, version: Version, endpoint: Endpoint) -> None:
-        await self.routes.open(version, transport_for(endpoint, self.settings))
+        await self.routes.open(version, transport_for(endpoint, self.settings, self.spans))
 
     def _app(self) -> Guard:
         settings = self.settings

@@ -25,6 +25,7 @@ from core import logs
 from core.beats import GatewayBeat, boot_id
 from core.errors import Draining, PenstockError, Unavailable
 from core.settings import Settings
+from core.telemetry import GATEWAY_SERVICE
 from core.topology import new_instance
 from core.web import Guard, install_errors
 from gateway import grpc_server
@@ -36,6 +37,7 @@ from gateway.http import Plant
 from gateway.hub import Hub
 from gateway.routes import Routes
 from gateway.snapshot import Snapshot
+from gateway.tracing import tracer_of
 from repository.catalog import Catalog
 from repository.commands import Commands
 from repository.opening import open_repository
@@ -94,7 +96,8 @@ class Gateway(Composition):
         self._stack.push_async_callback(store.close)
         self.watch = Watch(store, settings.poll_interval_s)
         self.commands = Commands(store, artifacts, settings, self.watch)
-        self.routes = Routes(settings)
+        watched = self._watch("gateway", GATEWAY_SERVICE)
+        self.routes = Routes(settings, tracer_of(watched.spans, settings))
         self.hub = Hub(settings.amqp_url, self.instance, self._beat, self.watch.look, settings)
         self.verifier = Keys(self.watch)
         self.watch.announce = lambda: self._spawn(self.hub.announce())
@@ -119,6 +122,8 @@ class Gateway(Composition):
         self.http = http_server(self._app(), self.plant, settings)
         await self._serve(self.http, [listener])
         self._background(self.plant.reap())
+        self.routes.recorder.meters.watch(self.routes.working, lambda: len(self.plant.connections))
+        watched.expose(lambda: self.verifier, self.routes.recorder.meters)
         self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
         self.grpc = authority(settings.host, self.rpc.port)
 

@@ -6,11 +6,13 @@ import structlog
 
 from core.errors import Unavailable
 from core.settings import Settings
+from core.telemetry import DRIVER_SERVICE
 from repository.commands import Commands
 from repository.lease import Tenure
 from repository.opening import open_repository
 from repository.watch import Watch
 from server.composition import Composition
+from server.keys import Keys
 from server.stopping import stop_signal
 from workers.lookout import Lookout
 from workers.reconciler import Reconciler
@@ -41,6 +43,7 @@ class Workers(Composition):
         store, artifacts = await open_repository(settings)
         self._stack.push_async_callback(store.close)
         watch = Watch(store, settings.poll_interval_s)
+        keys = Keys(watch)
         commands = Commands(store, artifacts, settings, watch)
         lookout = Lookout(settings.amqp_url, self._heard, watch.look)
         watch.announce = lookout.announce
@@ -53,6 +56,7 @@ class Workers(Composition):
         self._stack.push_async_callback(self.reconciler.close)
         self._background(self._reign())
         self._background(self.reconciler.run())
+        self._watch("workers", DRIVER_SERVICE).expose(lambda: keys, self.reconciler)
 
     def _heard(self) -> None:
         self.reconciler.poke()

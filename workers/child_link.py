@@ -138,6 +138,9 @@ class ChildLink:
         self._conformity.check(flight.batch, reply)
         del self._flights[reply.id]
         now = time.monotonic_ns()
+        reply.timing.span = b""
+        if not flight.sent <= reply.timing.started <= now:
+            reply.timing.started = now
         self._services.append(now - max(flight.sent, self._replied))
         self._replied = now
         self._answer(flight, reply)

@@ -33,6 +33,7 @@ from workers.endpoint import Endpoint
 from workers.feed import Feed
 from workers.messages import Member
 from workers.pulse import Second
+from workers.recorder import Recorder
 
 log = structlog.get_logger(__name__)
 
@@ -42,14 +43,18 @@ _signatures = msgspec.msgpack.Encoder()
 
 
 class Consumer:
-    """`instance`: the name of this replica for its life; `device`: what its model runs on, for people."""
+    """`instance`: the name of this replica for its life; `device`: what its model runs on, for people. `recorder`: told
+    of what ran."""
 
-    def __init__(self, url: str, instance: str, version: Version, device: str = "cpu") -> None:
+    def __init__(
+        self, url: str, instance: str, version: Version, device: str = "cpu", recorder: Recorder | None = None
+    ) -> None:
         self.fleet = Fleet()
         """The gateways that are heard."""
         self._instance = instance
         self._version = version
         self._device = device
+        self._recorder = recorder
         self._host = socket.gethostname()
         self._state, self._reason, self._note = STARTING, "", ""
         self._endpoint: Endpoint | None = None
@@ -168,7 +173,7 @@ class Consumer:
             if channels is None:
                 return
             if self._feed is None and self._endpoint is not None:
-                self._feed = Feed(channels, self._endpoint, self.fleet, self._numbers)
+                self._feed = Feed(channels, self._endpoint, self.fleet, self._numbers, self._recorder)
             prefetch = self._prefetch()
             if not prefetch:
                 self._beat(channels)

@@ -31,6 +31,7 @@ from workers.messages import Cancel, Failure, Member, Reply, Timing, failure_of
 from workers.outlet import table
 from workers.prefetch import Prefetch
 from workers.pulse import Pulse
+from workers.recorder import Recorder
 from workers.turns import Turns
 
 log = structlog.get_logger(__name__)
@@ -47,9 +48,12 @@ HEADERS = 1 << 19
 
 
 class Feed:
-    """`numbers`: batch ids that are unique at this endpoint, whichever connection they came through."""
+    """`numbers`: batch ids that are unique at this endpoint, whichever connection they came through. `recorder` is
+    told of what ran."""
 
-    def __init__(self, channels: Channels, endpoint: Endpoint, fleet: Fleet, numbers: Iterator[int]) -> None:
+    def __init__(
+        self, channels: Channels, endpoint: Endpoint, fleet: Fleet, numbers: Iterator[int], recorder: Recorder | None
+    ) -> None:
         self.pulse = Pulse(time.monotonic_ns())
         self.prefetch = Prefetch(endpoint.version.max_batch)
         self.over = False
@@ -58,6 +62,7 @@ class Feed:
         self._version = endpoint.version
         self._fleet = fleet
         self._numbers = numbers
+        self._recorder = recorder
         self._cancels = Cancels()
         self._turns: Turns[Delivery] = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,6 +159,9 @@ class Feed:
         if self.over:
             return
         self.pulse.observe(reply.timing, delivery.started - delivery.arrived)
+        if self._recorder is not None:
+            self._recorder.observe(delivery, reply)
+        _in_its_clock(reply.timing, delivery.shift)
         if any(isinstance(result, Failure) and result.reason == WorkerLost.reason for result in reply.results):
             self._spawn(self._isolate(delivery))
         else:
@@ -258,6 +266,11 @@ class Feed:
         task = asyncio.create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _in_its_clock(timing: Timing, shift: int | None) -> None:
+    """When it began, as its gateway's clock has it, where that is known."""
+    timing.started = timing.started - shift if shift is not None and timing.started else 0
 
 
 def weight(reply: Reply) -> int:

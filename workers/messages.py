@@ -20,15 +20,18 @@ import msgspec
 
 from core.datatypes import Buffer
 from core.errors import BY_REASON, Internal, PenstockError
+from core.trace import Context
 
 Scalar = str | int | float | bool
 
 
 class Member(msgspec.Struct, array_like=True, gc=False):
-    """One caller's share of a batch. `deadline`: monotonic nanoseconds of this host, 0 = none."""
+    """One caller's share of a batch. `deadline`: monotonic nanoseconds of this host, 0 = none. `trace`: the span that
+    its execution belongs under, in 24 bytes (`core/trace.py`); empty where it is not traced."""
 
     rows: int
     deadline: int = 0
+    trace: bytes = b""
 
 
 class Column(msgspec.Struct, array_like=True):
@@ -39,13 +42,15 @@ class Column(msgspec.Struct, array_like=True):
 
 
 class Batch(msgspec.Struct, array_like=True):
-    """`id` is unique among the batches in flight of one sender. `parameters`: the caller's own, for the model."""
+    """`id` is unique among the batches in flight of one sender. `parameters`: the caller's own, for the model.
+    `context`: the span that a message with it belongs under, where a member is traced; the frame does not have it."""
 
     id: int
     batched: bool
     members: list[Member]
     inputs: list[Column]
     parameters: dict[str, Scalar] = {}
+    context: Context | None = None
 
     @property
     def rows(self) -> int:
@@ -78,7 +83,11 @@ def failure_of(error: PenstockError) -> Failure:
 
 class Timing(msgspec.Struct, array_like=True, gc=False):
     """Of the execution that a batch went through, in nanoseconds; `executed_rows` counts those of batches it was
-    merged with, `executed_batches` how many those were (a worker counts one execution for all of them)."""
+    merged with, `executed_batches` how many those were (a worker counts one execution for all of them).
+
+    `started`: when it began, in the monotonic clock of whoever reads this, 0 = not known. `execution`: its number at
+    its worker, from 1 on. `span`: the execution's own, in 24 bytes; empty where it has none. `published`: when the
+    broker had the batch; the gateway's own note."""
 
     queue: int = 0
     compute_input: int = 0
@@ -86,6 +95,14 @@ class Timing(msgspec.Struct, array_like=True, gc=False):
     compute_output: int = 0
     executed_rows: int = 0
     executed_batches: int = 1
+    started: int = 0
+    execution: int = 0
+    span: bytes = b""
+    published: int = 0
+
+    @property
+    def compute(self) -> int:
+        return self.compute_input + self.compute_infer + self.compute_output
 
 
 class Reply(msgspec.Struct, array_like=True):

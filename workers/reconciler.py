@@ -14,14 +14,17 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 import msgspec
 import structlog
+from prometheus_client.core import Metric
 
+from core import telemetry
 from core.beats import ReplicaBeat
 from core.errors import PenstockError, Unavailable
+from core.meters import gauges
 from core.settings import Settings
 from repository.catalog import Catalog, Place
 from repository.commands import Commands
@@ -81,9 +84,15 @@ class Reconciler:
         self._poked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._away_since = math.inf
+        self._deployed: dict[Place, int] = {}
 
     def __repr__(self) -> str:
         return f"<Reconciler, busy with {', '.join(f'{m}/{v}' for m, v in self._busy) or 'nothing'}>"
+
+    def collect(self) -> Iterable[Metric]:
+        """For whoever scrapes."""
+        counts = {(model, str(version)): count for (model, version), count in dict(self._deployed).items()}
+        yield gauges(telemetry.DEPLOYED, counts)
 
     def poke(self) -> None:
         """Something was heard or written: look at once."""
@@ -118,6 +127,7 @@ class Reconciler:
                 raise Unavailable(f"Ray has been away for {LOST_AFTER_S:g} s, it has to be joined anew") from None
             return
         self._away_since = math.inf
+        self._deployed = {place: each.spec.replicas for place, each in applications.items() if not each.leaving}
         catalog = self._states.overlaid(self._watch.catalog)
         self._known |= {(version.model, version.version): version for version in catalog.all_versions()}
         actual = self._actual(applications, cluster)

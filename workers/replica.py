@@ -24,7 +24,9 @@ from core import logs
 from core.beats import FAILED, STARTING
 from core.errors import Unavailable
 from core.settings import Settings
+from core.telemetry import WORKER_SERVICE
 from core.topology import new_instance
+from core.watched import Watched
 from repository.opening import open_repository
 from repository.records import Version
 from workers.child import Child
@@ -32,8 +34,10 @@ from workers.child_link import ChildLink
 from workers.consumer import Consumer
 from workers.draining import bounds
 from workers.endpoint import Endpoint
+from workers.fetched_keys import FetchedKeys
 from workers.folder import sweep
 from workers.loading import load, refusal
+from workers.recorder import Recorder
 from workers.runtimes.base import ON_GPU
 from workers.settings_file import settings_from
 from workers.watchdog import watch
@@ -58,7 +62,10 @@ class Hosted:
         self._device = device if version.format in ON_GPU else "cpu"
         self._unused = "" if device == self._device else f"{version.format} models run on the CPU: its GPU is not used"
         self._end = end
-        self._consumer = Consumer(settings.amqp_url, self.instance, version, self._device)
+        self._watched = Watched(settings, "worker", WORKER_SERVICE)
+        self._recorder = Recorder(version, settings.metrics_buckets_ms, self._watched.spans, self._device)
+        self._consumer = Consumer(settings.amqp_url, self.instance, version, self._device, self._recorder)
+        self._recorder.in_flight = lambda: self._consumer.in_flight
         self._endpoint: Worker | Child | None = None
         self._running: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -69,6 +76,7 @@ class Hosted:
 
     async def start(self) -> None:
         """Beat, load, serve. Returns when it serves, or has failed and beats so."""
+        self._watched.expose(FetchedKeys(self._settings), self._recorder)
         self._running = asyncio.create_task(self._consumer.run())
         await asyncio.to_thread(sweep)
         try:
@@ -93,6 +101,7 @@ class Hosted:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._watched.close)
 
     def check(self) -> None:
         """Raise where another replica had better take over."""

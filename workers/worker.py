@@ -80,6 +80,7 @@ class Worker:
         self.execution: Execution | None = None
         self.slowest = 0
         self._services: deque[int] = deque(maxlen=128)
+        self._executions = 0
         self._runner = runner
         self._post = post
         self._clock = clock
@@ -182,6 +183,7 @@ class Worker:
 
     def _run(self, jobs: list[_Job]) -> list[tuple[_Job, Reply]]:
         started = self._clock()
+        self._executions += 1
         verdicts = [job.verdicts(started) for job in jobs]
         batches = [_living(job.batch, dead) for job, dead in zip(jobs, verdicts, strict=True)]
         batch, stages = join([b for b in batches if b.members] or batches[:1]), Stages()
@@ -191,7 +193,8 @@ class Worker:
         replies, at = [], 0
         for job, dead, living in zip(jobs, verdicts, batches, strict=True):
             end = at + len(living.members)
-            timing = Timing(started - job.submitted, stages.input, stages.infer, stages.output, rows, len(jobs))
+            times = (started - job.submitted, stages.input, stages.infer, stages.output)
+            timing = Timing(*times, rows, len(jobs), started, self._executions)
             replies.append((job, Reply(job.batch.id, _results(dead, results[at:end]), timing)))
             at = end
         return replies

@@ -19,8 +19,9 @@ import structlog
 from core.beats import Share
 from core.errors import DeadlineExceeded, Draining, Internal, PenstockError, Unavailable, new_error_id
 from core.settings import Settings
+from core.trace import pack
 from gateway.admission import Admission
-from gateway.batching.entry import Entry
+from gateway.batching.entry import Entry, Ride
 from gateway.batching.estimate import Estimate
 from gateway.batching.policy import Formed, Policy
 from gateway.batching.queue import NEVER
@@ -100,7 +101,7 @@ class Batcher:
         self.admission = Admission(
             self.policy, version.queue_bound or settings.queue_bound, round(settings.margin_ms * 1e6)
         )
-        self._transport = transport
+        self.transport = transport
         self._on_batch = on_batch
         self._elsewhere = elsewhere
         self._loop = asyncio.get_running_loop()
@@ -129,7 +130,7 @@ class Batcher:
         self._asked += entry.rows
         if self._closed is not None:
             raise again(self._closed)
-        now = time.monotonic_ns()
+        entry.submitted = now = time.monotonic_ns()
         pushed = self.admission.check(entry, now)
         if pushed is not None:
             self._refuse(pushed, self.admission.full())
@@ -145,7 +146,7 @@ class Batcher:
             entry.state = OVER
             for number, formed in self._flights.items():
                 if entry in formed.entries:
-                    self._transport.cancel(Cancel(number, [formed.entries.index(entry)]))
+                    self.transport.cancel(Cancel(number, [formed.entries.index(entry)]))
                     break
         self._check_empty()
 
@@ -199,7 +200,7 @@ class Batcher:
     def _dispatch(self) -> None:
         """Send as many batches as the window takes; refuse whom the policy gives up."""
         self._scheduled = False
-        policy, transport = self.policy, self._transport
+        policy, transport = self.policy, self.transport
         while True:
             now, window = time.monotonic_ns(), transport.window
             batch, expired, wake = policy.decide(now, window, transport.replicas, punctual=True)
@@ -218,7 +219,7 @@ class Batcher:
         formed.expires = min(map(due, formed.entries))
         self._flights[batch.id] = formed
         try:
-            self._transport.send(batch, self._answer)
+            self.transport.send(batch, self._answer)
         except Exception:
             error = _internal("a batch could not be sent")
             self._loop.call_soon(self._answer, _lost(batch, error))
@@ -231,6 +232,8 @@ class Batcher:
         if formed is None:
             return
         now = time.monotonic_ns()
+        assert formed.ride is not None
+        formed.ride.timing = reply.timing
         self.policy.finished(formed, now, reply.timing)
         if self.policy.queue.entries and not self._scheduled:
             self._schedule()
@@ -327,7 +330,7 @@ class Batcher:
         for _, entry in late:
             self._refuse(entry, _expired())
         if late:
-            self._transport.cancel(Cancel(number, [index for index, _ in late]))
+            self.transport.cancel(Cancel(number, [index for index, _ in late]))
 
     def _silence(self) -> None:
         if self._timer is not None:
@@ -345,14 +348,22 @@ class Batcher:
 
 
 def message(formed: Formed, number: int, batched: bool) -> Batch:
-    """A formed batch as the worker gets it: members and pieces in one order."""
+    """A formed batch as the worker gets it: members and pieces in one order. Its members learn what they ride in."""
     entries = formed.entries
+    formed.ride = ride = Ride(formed.dispatched, formed.reason, formed.rows, len(entries))
     columns = [
         Column(column.name, column.datatype, column.shape, [entry.pieces[i] for entry in entries])
         for i, column in enumerate(formed.key.columns)
     ]
-    members = [Member(entry.rows, entry.deadline) for entry in entries]
-    return Batch(number, batched, members, columns, dict(formed.key.parameters))
+    members, context = [], None
+    for entry in entries:
+        entry.ride = ride
+        member = Member(entry.rows, entry.deadline)
+        if entry.trace is not None:
+            member.trace = pack(entry.trace)
+            context = context or entry.trace
+        members.append(member)
+    return Batch(number, batched, members, columns, dict(formed.key.parameters), context)
 
 
 def due(entry: Entry) -> int:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from core.datatypes import Buffer
 from core.errors import PenstockError
+from core.trace import Context
 from workers.messages import Output, Scalar, Timing
 
 
@@ -24,16 +25,44 @@ class BatchKey(NamedTuple):
     parameters: tuple[tuple[str, Scalar], ...] = ()
 
 
+class Ride:
+    """What its members may know of the batch they are aboard of; `timing` once it is back."""
+
+    __slots__ = ("dispatched", "members", "reason", "rows", "timing")
+
+    def __init__(self, dispatched: int, reason: str, rows: int, members: int) -> None:
+        self.dispatched = dispatched
+        self.reason = reason
+        self.rows = rows
+        self.members = members
+        self.timing: Timing | None = None
+
+
 class Entry:
     """A request waiting for, or aboard, a batch. Times are monotonic nanoseconds of this host.
 
     `pieces` holds the raw bytes of each input in the order of `key.columns`. `priority`: 1 is served first, larger
-    numbers later. The batcher calls `answer` or `refuse` exactly once, unless it was cancelled: then neither.
+    numbers later. `trace`: the span that its execution belongs under, where it is traced.
+    The batcher sets `submitted` and `ride`, and calls `answer` or `refuse` exactly once, unless it was cancelled: then
+    neither.
     """
 
-    __slots__ = ("arrived", "deadline", "key", "pieces", "priority", "rows", "state", "tenant")
+    __slots__ = (
+        "arrived",
+        "deadline",
+        "key",
+        "pieces",
+        "priority",
+        "ride",
+        "rows",
+        "state",
+        "submitted",
+        "tenant",
+        "trace",
+    )
 
-    WAITING, ABOARD, OVER = 0, 1, 2
+    WAITING, ABOARD, OVER, SPOILED = 0, 1, 2, 3
+    """SPOILED: it was computed, but its answer could not be told."""
 
     def __init__(
         self,
@@ -53,6 +82,9 @@ class Entry:
         self.tenant = tenant
         self.priority = priority
         self.state = Entry.WAITING
+        self.submitted = 0
+        self.ride: Ride | None = None
+        self.trace: Context | None = None
 
     def answer(self, outputs: list[Output], timing: Timing, waited: int) -> None:
         """The rows of this entry have been computed. `waited`: nanoseconds from arrival to the batch's dispatch."""
@@ -63,5 +95,5 @@ class Entry:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        state = ("waiting", "aboard", "over")[self.state]
+        state = ("waiting", "aboard", "over", "spoiled")[self.state]
         return f"<{type(self).__name__} {self.rows} rows of {self.tenant or 'nobody'}, {state}>"

@@ -40,7 +40,7 @@ from __future__ import annotations
 from heapq import heappop
 from typing import NamedTuple
 
-from gateway.batching.entry import BatchKey, Entry
+from gateway.batching.entry import BatchKey, Entry, Ride
 from gateway.batching.estimate import Estimate
 from gateway.batching.outlook import Outlook
 from gateway.batching.queue import NEVER, Lane, Level, Queue, Tenant, level_of
@@ -74,6 +74,7 @@ class Formed:
         "key",
         "limited",
         "reason",
+        "ride",
         "room",
         "rows",
         "starts",
@@ -101,6 +102,8 @@ class Formed:
         self.begun = 0
         """When it came to be among the first in flight."""
         self.reason = SLOT
+        self.ride: Ride | None = None
+        """What its members know of it, from its dispatch on."""
 
     def __repr__(self) -> str:
         return f"<Formed {len(self.entries)} requests, {self.rows} rows, closed by {self.reason}>"

@@ -217,12 +217,13 @@ class Amqp:
             self._loop.call_soon(self._fail, flight, self._too_large)
             return
         flight.put(now)
-        wire.post(self._queue, flight.number, ttl, frame, partial(self._settled, flight))
+        wire.post(self._queue, flight.number, ttl, frame, partial(self._settled, flight), batch.context)
 
     def _settled(self, flight: Flight, outcome: str) -> None:
         """What the broker says of a publish."""
         if outcome == CONFIRMED:
             flight.confirmed = True
+            flight.published = time.monotonic_ns()
         elif flight.over:
             return
         elif outcome != UNROUTABLE:
@@ -266,6 +267,9 @@ class Amqp:
         if not isinstance(reply, Reply):
             raise ValueError("a worker only replies")
         check_times(reply.timing, now - flight.sent)
+        reply.timing.published = flight.published or flight.posted
+        if not flight.sent <= reply.timing.started <= now:
+            reply.timing.started = 0
         if member is None:
             self._conformity.check(flight.batch, reply)
             flight.whole(reply.results)

@@ -48,6 +48,7 @@ class Flight:
         "number",
         "over",
         "posted",
+        "published",
         "results",
         "sent",
         "split",
@@ -62,6 +63,8 @@ class Flight:
         self.first = first
         self.latest = latest
         self.sent = self.posted = self.heard = now
+        self.published = 0
+        """When the broker said that it has it; 0 = not yet."""
         self.waiting = True
         """For a connection, or to be posted once more."""
         self.confirmed = False

@@ -68,7 +68,7 @@ def _overhead(batch: Batch) -> int:
 
 def _slice(batch: Batch, start: int, end: int) -> Batch:
     columns = [Column(c.name, c.datatype, c.shape, c.pieces[start:end]) for c in batch.inputs]
-    return Batch(batch.id, batch.batched, batch.members[start:end], columns, batch.parameters)
+    return Batch(batch.id, batch.batched, batch.members[start:end], columns, batch.parameters, batch.context)
 
 
 def _length(piece: Buffer) -> int:

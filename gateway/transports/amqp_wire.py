@@ -21,6 +21,7 @@ from aiormq.channel import Channel
 from pamqp import commands
 
 from core.datatypes import Buffer
+from core.trace import Context, headers_of
 from workers.messages import frame_length
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ class Wire(Channel):
         self._backlog: deque[ChannelFrame] = deque()
         self._methods: dict[str, bytes] = {}
         self._reply_to = self._headers = b""
+        self._fields: dict[str, Any] = {}
 
     @classmethod
     async def on(cls, connection: AbstractConnection, received: Received) -> Wire:
@@ -62,15 +64,26 @@ class Wire(Channel):
         """Make the exclusive queue that replies come to; `headers` go with each publish. Raises AMQPError."""
         await self.queue_declare(queue, exclusive=True, arguments={"x-queue-type": "classic"})
         self._reply_to = _short(queue)
-        self._headers = pamqp.encode.field_table(dict(headers)) + _TRANSIENT
+        self._fields = dict(headers)
+        self._headers = pamqp.encode.field_table(self._fields) + _TRANSIENT
         await self.basic_consume(queue, _unheard, no_ack=True)
 
-    def post(self, queue: str, number: int, ttl_ms: int, frame: Sequence[Buffer], settled: Settled) -> None:
-        """Publish the buffers of a frame to a queue. `number` is the correlation id."""
+    def post(
+        self,
+        queue: str,
+        number: int,
+        ttl_ms: int,
+        frame: Sequence[Buffer],
+        settled: Settled,
+        context: Context | None = None,
+    ) -> None:
+        """Publish the buffers of a frame to a queue. `number` is the correlation id, `context` the span that the
+        message belongs under, where it is traced."""
         self.delivery_tag = tag = self.delivery_tag + 1
         self._unsettled[tag] = settled
         size = frame_length(frame[0])
-        properties = self._headers + _digits(number) + self._reply_to + _digits(ttl_ms) + _digits(tag)
+        headers = self._headers if context is None else self._traced(context)
+        properties = headers + _digits(number) + self._reply_to + _digits(ttl_ms) + _digits(tag)
         head = _HEAD.pack(_BASIC, 0, size, _FLAGS) + properties
         parts: list[Buffer] = [self._method(queue), self._begin(_HEADER_FRAME, len(head)), head, _END]
         self._write(b"".join(parts + self._body([frame[0][4:], *frame[1:]], size)))
@@ -82,6 +95,9 @@ class Wire(Channel):
         self._backlog.clear()
 
     # --- out ------------------------------------------------------------------------------------------------------
+
+    def _traced(self, context: Context) -> bytes:
+        return pamqp.encode.field_table(self._fields | headers_of(context)) + _TRANSIENT
 
     def _method(self, queue: str) -> bytes:
         """The frame that announces a publish to `queue`."""

@@ -11,7 +11,9 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from core.errors import NotFound, NotReady
 from core.identity import DEPLOY, PREDICT, Principal
+from core.settings import Settings
 from gateway import metadata
+from gateway.recorder import Recorder
 from gateway.routing import Route, Table
 from gateway.statistics import Statistics
 from repository.catalog import catalog
@@ -44,7 +46,7 @@ def version(model: str = "digits", number: int = 1, **changes: Any) -> Version:
 
 
 def route(of: Version) -> Route:
-    return Route(of, cast(Any, None), Statistics())
+    return Route(of, cast(Any, None), Recorder(Settings()).version(of, Statistics()))
 
 
 def test_the_server_names_its_extensions_as_the_protocol_spells_them() -> None:

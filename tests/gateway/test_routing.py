@@ -8,6 +8,8 @@ import pytest
 
 from core.errors import InvalidRequest, NotFound, NotReady, PenstockError
 from core.identity import Principal
+from core.settings import Settings
+from gateway.recorder import Recorder
 from gateway.routing import Route, Table
 from gateway.statistics import Statistics
 from repository.records import LOADING, READY, UNAVAILABLE, Alias, Signature, Version
@@ -31,7 +33,7 @@ def route(model: str, number: int) -> Route:
         created=0.0,
     )
     batcher: Any = None
-    return Route(version, batcher, Statistics())
+    return Route(version, batcher, Recorder(Settings()).version(version, Statistics()))
 
 
 KNOWN = {("m", 1): READY, ("m", 2): READY, ("m", 3): LOADING, ("m", 4): UNAVAILABLE, ("cold", 1): LOADING}

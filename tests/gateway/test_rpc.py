@@ -23,7 +23,7 @@ from core.status import status_of
 from gateway.codec import protobuf
 from gateway.exchange import InferRequest, InferResponse
 from gateway.metadata import EXTENSIONS
-from gateway.rpc import MAX_DETAILS, GrpcExchange, status
+from gateway.rpc import MAX_DETAILS, NOBODY, Caller, GrpcExchange, status
 from gateway.transports.fake import Fake
 from repository.records import Signature, TensorSpec
 from tests.gateway.grpc_running import Running, running, single, version
@@ -268,7 +268,7 @@ async def test_a_caller_that_leaves_while_its_batch_runs_is_reported_to_the_work
 
 async def test_an_answer_to_a_caller_that_has_just_left_goes_nowhere() -> None:
     """Its call was cancelled in this turn of the loop, so its batch does not know yet."""
-    exchange = GrpcExchange(protobuf.parse(raw_request(), 8), None, 0, 8)
+    exchange = GrpcExchange(protobuf.parse(raw_request(), 8), Caller(NOBODY, None), 0, 8)
     exchange.outcome.cancel()
     exchange.fail(NotFound("too late"))
     exchange.reply(InferResponse("m", "1", [], InferRequest([])))

@@ -54,7 +54,7 @@ def test_batches_that_the_worker_merged_are_one_execution_of_its_size() -> None:
         counted.executed(done([entry(rows, 0)], Timing(compute_infer=1_000, executed_rows=8, executed_batches=2)))
     assert counted.execution_count == pytest.approx(1)
     target = route(version())
-    target.statistics = counted
+    target.recorder.statistics = counted
     told = model_statistics(target)
     assert told["execution_count"] == 1
     assert told["inference_count"] == 8

@@ -12,7 +12,7 @@ from penstock.commands.printing import Json, as_json, connected, table, when
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, list and revoke API keys.")
 
-Role = Literal["predict", "deploy", "admin"]
+Role = Literal["predict", "deploy", "admin", "observe"]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 

@@ -1,0 +1,180 @@
+"""`GET /metrics` of one process, for Prometheus, on a port of its own and from a thread of its own.
+
+The first free port from `metrics_port` on is taken, so that several processes of one host each have theirs. A file in
+`PENSTOCK_HOME/metrics/` names it, in the form of Prometheus' file discovery, for as long as the process lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import orjson
+import structlog
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from core.errors import MethodNotAllowed, NotFound, PenstockError, Unavailable
+from core.identity import OBSERVE, Verifier, credential_from
+from core.settings import LOOPBACK, Settings
+from core.status import answer_to
+
+log = structlog.get_logger(__name__)
+
+PORTS = 100
+"""Ports that are tried."""
+PATIENCE_S = 5.0
+"""A client that sends nothing for so long, or takes nothing, is cut off."""
+AT_ONCE = 16
+"""Scrapes at one time; more are cut off."""
+FOLDER = "metrics"
+
+Find = Callable[[], Verifier]
+"""The verifier of today: asked at each scrape that needs a credential, from the server's thread."""
+
+
+class Exposition:
+    """`process`: what Prometheus is told that this process is. `find`: None where nothing but loopback is served."""
+
+    def __init__(self, registry: CollectorRegistry, settings: Settings, process: str, find: Find) -> None:
+        self.port = 0
+        """0: none could be had, or none was wanted."""
+        self._settings = settings
+        self._process = process
+        self._find = find
+        self._app = make_wsgi_app(registry)
+        self._server: _Server | None = None
+        self._file: Path | None = None
+
+    def start(self) -> None:
+        """Serve from now on. Where no port is free the process goes on without, and says so."""
+        settings = self._settings
+        if not settings.metrics_port:
+            return
+        last = min(65535, settings.metrics_port + PORTS - 1)
+        for port in range(settings.metrics_port, last + 1):
+            with contextlib.suppress(OSError):
+                self._server = _Server(settings.metrics_host, port, self._answer)
+                self.port = port
+                break
+        if self._server is None:
+            log.warning("no port for metrics", host=settings.metrics_host, first=settings.metrics_port, last=last)
+            return
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
+        self._tell()
+
+    def close(self) -> None:
+        """Serve no more. Blocks for a moment."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def _tell(self) -> None:
+        folder = self._settings.home.absolute() / FOLDER
+        host = self._settings.metrics_host
+        reached = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        told = [{"targets": [reached], "labels": {"process": self._process}}]
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sweep(folder)
+            self._file = folder / f"{self._process}-{os.getpid()}.json"
+            partial = self._file.with_suffix(".partial")
+            partial.write_text(json.dumps(told))
+            partial.rename(self._file)
+        except OSError as error:
+            log.warning("metrics are served, but not announced", folder=str(folder), error=error.strerror)
+
+    def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        try:
+            self._check(environ)
+        except PenstockError as error:
+            status, headers, content = answer_to(error)
+            body = orjson.dumps(content)
+            given = [*headers.items(), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+            start(f"{status} {error.reason}", given)
+            return [body]
+        answer: Iterable[bytes] = self._app(environ, start)
+        return answer
+
+    def _check(self, environ: dict[str, Any]) -> None:
+        if self._settings.metrics_host not in LOOPBACK:
+            given = (environ.get(name) for name in ("HTTP_AUTHORIZATION", "HTTP_X_API_KEY"))
+            credential = credential_from(*(value.encode("latin-1", "replace") if value else None for value in given))
+            self._find().verify(credential).require(OBSERVE)
+        if environ["PATH_INFO"] != "/metrics":
+            raise NotFound("metrics are at /metrics")
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            raise MethodNotAllowed("metrics are only read")
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = PATIENCE_S
+
+    def log_message(self, *arguments: object) -> None:
+        """No line for each scrape."""
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    """Binds in its constructor. Raises OSError."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, host: str, port: int, app: Any) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._slots = threading.Semaphore(AT_ONCE)
+        super().__init__((host, port), _Handler)
+        self.set_app(app)
+
+    def server_bind(self) -> None:
+        """Without the library's look-up of the host's name, which may take long."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._slots.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that left: nothing to say."""
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes left that have died."""
+    for file in folder.glob("*.json"):
+        digits = file.stem.rpartition("-")[2]
+        if digits.isdigit() and not _lives(int(digits)):
+            file.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def nobody() -> Verifier:
+    """For a process that knows no keys: it is served on loopback only."""
+    raise Unavailable("this process knows no keys")

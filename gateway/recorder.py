@@ -1,0 +1,86 @@
+"""Records what becomes of requests: statistics, metrics and spans, each from the same times.
+
+Statistics and metrics once for each batch that is back; what was refused, failed or left, one by one. Spans only of
+what is traced.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from core.errors import PenstockError
+from core.settings import Settings
+from core.trace import Context
+from gateway.batching.entry import Entry
+from gateway.exchange import Exchange
+from gateway.meters import Meters
+from gateway.statistics import Statistics
+from gateway.tracing import Tracer
+from repository.records import Version
+
+if TYPE_CHECKING:
+    from gateway.batching.batcher import BatchDone
+    from gateway.dataplane import Call
+    from gateway.routing import Route
+
+
+class Recorder:
+    """Of one gateway. `tracer`: None where nothing is traced."""
+
+    def __init__(self, settings: Settings, tracer: Tracer | None = None) -> None:
+        self.meters = Meters(settings.metrics_buckets_ms)
+        self.tracer = tracer
+
+    def version(self, version: Version, statistics: Statistics) -> VersionRecorder:
+        return VersionRecorder(self, version, statistics)
+
+    def unrouted(self, exchange: Exchange, error: PenstockError) -> None:
+        """A request that reached no model."""
+        self.meters.unrouted[error.reason] += 1
+        if self.tracer is not None:
+            self.tracer.end(exchange, None, None, error)
+
+
+class VersionRecorder:
+    """Of one open version. `statistics` are V2's, and end with the version."""
+
+    def __init__(self, recorder: Recorder, version: Version, statistics: Statistics) -> None:
+        self.statistics = statistics
+        self._meters = recorder.meters.version(version.model, str(version.version))
+        self._tracer = recorder.tracer
+        self._sampled = None if recorder.tracer is None else recorder.tracer.sampled(version.model)
+
+    def begin(self, exchange: Exchange) -> Context | None:
+        """The span that the execution of a request belongs under, if it is traced."""
+        return None if self._tracer is None or self._sampled is None else self._tracer.begin(exchange, self._sampled)
+
+    def executed(self, batch: BatchDone) -> None:
+        """A batch is back and its callers have their answers."""
+        self.statistics.executed(batch)
+        calls = cast("Sequence[Call]", batch.succeeded)
+        if any(call.state == Entry.SPOILED for call in calls):
+            calls = [call for call in calls if call.state != Entry.SPOILED]
+        self._meters.executed(batch, calls)
+        if self._tracer is not None:
+            for call in calls:
+                if call.trace is not None:
+                    self._meters.show(call, batch, call.exchange.trace_id)
+                    self._tracer.end(call.exchange, call.route, call, None)
+
+    def unanswered(
+        self, exchange: Exchange, route: Route, entry: Entry | None, error: PenstockError, tenant: str = ""
+    ) -> None:
+        """A request that gets `error` in place of an answer."""
+        self.statistics.refused(error.reason, time.monotonic_ns() - exchange.received)
+        self._meters.refused(error.reason, tenant if entry is None else entry.tenant)
+        if self._tracer is not None:
+            self._tracer.end(exchange, route, entry, error)
+
+    def cancelled(self, exchange: Exchange, route: Route, entry: Entry) -> None:
+        """The client left before there was an answer."""
+        self.statistics.cancelled += 1
+        self._meters.cancelled(entry.tenant)
+        if self._tracer is not None:
+            self._tracer.end(exchange, route, entry, None, left=True)
