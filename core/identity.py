@@ -19,11 +19,13 @@ from typing import NamedTuple
 from core.errors import NotFound, PermissionDenied, Unauthenticated
 
 PREDICT, DEPLOY, ADMIN = "predict", "deploy", "admin"
+OBSERVE = "observe"
 
 PERMITS: dict[str, frozenset[str]] = {
     PREDICT: frozenset({PREDICT}),
     DEPLOY: frozenset({PREDICT, DEPLOY}),
-    ADMIN: frozenset({PREDICT, DEPLOY, ADMIN}),
+    ADMIN: frozenset({PREDICT, DEPLOY, ADMIN, OBSERVE}),
+    OBSERVE: frozenset({OBSERVE}),
 }
 """Role → what it may do."""
 

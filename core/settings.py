@@ -152,6 +152,16 @@ class Settings(BaseSettings):
         default=30.0, description="longest back-off before a dead child is started again"
     )
 
+    # watching
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="address that Prometheus metrics are served on; beyond loopback they need a key of role observe",
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=9464,
+        description="first port that Prometheus metrics are tried on, one for each process; 0 = none",
+    )
+
     # housekeeping
     poll_interval_s: Annotated[float, Field(gt=0, le=4)] = Field(
         default=1.0, description="the repository is asked for changes by others this often: a key is revoked by then"

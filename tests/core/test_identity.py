@@ -127,11 +127,12 @@ def test_where_a_credential_stands(authorization: bytes | None, api_key: bytes |
 
 
 def test_a_role_permits_what_stands_in_the_table() -> None:
-    """Each role includes the one below."""
+    """Each role includes the one above it, but for the one that only looks on."""
     assert {role: sorted(actions) for role, actions in PERMITS.items()} == {
         "predict": ["predict"],
         "deploy": ["deploy", "predict"],
-        "admin": ["admin", "deploy", "predict"],
+        "admin": ["admin", "deploy", "observe", "predict"],
+        "observe": ["observe"],
     }
     for role, permitted in PERMITS.items():
         for action in (PREDICT, DEPLOY, ADMIN):

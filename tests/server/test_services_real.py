@@ -25,11 +25,12 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from server.servers import engine, processes
-from tests.services import RAY_CPUS, Broker, Own, Servers, fresh_vhost
+from tests.services import RAY_CPUS, ROOT, Broker, Own, Servers, fresh_vhost
 from tests.toxics import Toxics
 from tests.watched import Metrics, Traces
 
 PATIENCE_S = 20
+CHECK = ("promtool", "check", "config")
 RULES = """\
 groups:
   - name: some
@@ -243,11 +244,11 @@ def test_what_left_its_address_is_scraped(prometheus: Metrics) -> None:
 
 
 def test_prometheus_reads_its_rules(servers: Servers, prometheus: Metrics, tmp_path: Path) -> None:
-    """Its configuration is one, with rules beside it too; so says its own tool."""
+    """Its configuration is one, with rules and targets beside it too; so says its own tool."""
     running = servers.place("prometheus").running
     assert running is not None
     if running.container:
-        inside = engine.run_inside(running.container, "promtool", "check", "config", "/etc/prometheus/prometheus.yml")
+        inside = engine.run_inside(running.container, *CHECK, "/etc/prometheus/prometheus.yml")
         assert "SUCCESS" in inside
         return
     written = (servers.place("prometheus").folder / "prometheus.yml").read_text()
@@ -255,12 +256,25 @@ def test_prometheus_reads_its_rules(servers: Servers, prometheus: Metrics, tmp_p
     (tmp_path / "rules" / "some.yml").write_text(RULES)
     (tmp_path / "one.json").write_text('[{"targets": ["127.0.0.1:9464"], "labels": {"process": "gateway"}}]')
     (tmp_path / "prometheus.yml").write_text(written.replace(str(prometheus.folder), str(tmp_path)))
-    told = subprocess.run(
-        ["promtool", "check", "config", tmp_path / "prometheus.yml"], capture_output=True, text=True, timeout=60
-    )
+    told = subprocess.run([*CHECK, tmp_path / "prometheus.yml"], capture_output=True, text=True, timeout=60)
     assert told.returncode == 0, told.stdout + told.stderr
     assert "1 rule files found" in told.stdout
     assert "WARNING" not in told.stdout
+
+
+def test_prometheus_understands_what_compose_gives_it(servers: Servers, prometheus: Metrics) -> None:
+    """deploy/prometheus.yml; the file of the key is the container's."""
+    given = (ROOT / "deploy/prometheus.yml").read_text()
+    file = prometheus.folder / "composed.yml"
+    file.write_text(given)
+    running = servers.place("prometheus").running
+    assert running is not None
+    if running.container:
+        inside = engine.run_inside(running.container, *CHECK, "--syntax-only", f"/etc/prometheus/metrics/{file.name}")
+        assert "SUCCESS" in inside
+        return
+    told = subprocess.run([*CHECK, "--syntax-only", file], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
 
 
 @pytest.mark.parametrize("name", ["jaeger", "prometheus"])
