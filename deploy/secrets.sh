@@ -3,10 +3,12 @@
 #   rabbitmq/  the broker's configuration: its user and password
 #   mongo/     the database's administrator, and the script that makes our user
 #   penstock/  the URLs of both with our password in them, and Ray's token: mode 0400, of OWNER (user:group)
+#   observe/   OWNER's: `penstock setup` leaves Prometheus' key there, once there is a repository that knows it
 # What stands already is kept, for the servers remember the passwords that they were first started with.
 set -eu
 cd "$1"
 umask 022
+chown "$2" observe
 if [ -e penstock/ray-token ]; then exit 0; fi
 
 secret() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }

@@ -1,6 +1,7 @@
 """The production shape on one machine: real servers, control plane, workers on a local Ray, two gateways.
 
     servers (RabbitMQ, MongoDB's protocol, a Ray head) ─► control, workers ─► first key, samples ─► gateways
+            (Jaeger and Prometheus, where they can be had)
 
 Each part is the process that would run alone elsewhere, told where the others are by its environment. They run in
 sessions of their own, so that a Ctrl-C reaches only this process, which stops them in the reverse order.
@@ -26,6 +27,7 @@ from core.identity import Verifier
 from repository.commands import Commands
 from repository.opening import open_repository
 from repository.watch import Watch
+from server import watching
 from server.composition import Composition, authority
 from server.display import Display
 from server.first_key import first_key, key_and_try
@@ -110,6 +112,8 @@ class Distributed(Composition):
         display.say(f"  REST     {self.url}")
         display.say(f"  gRPC     {self.grpc}")
         display.say(f"  control  {self.control}      docs: {self.control}/docs")
+        for line in watching.greeting(self.watched):
+            display.say(line)
         key_and_try(display, self.home, self.api_key, self.settings.samples)
 
     async def _start(self) -> None:
@@ -137,22 +141,26 @@ class Distributed(Composition):
         if chosen.samples:
             await register(self.home.folder, self.watch, self.commands, display.step, chosen.load_timeout_s)
         self.url, self.grpc = self.siblings.url, self.siblings.grpc
-        self.home.write_client(url=self.url, grpc=self.grpc, control=self.control, api_key=self.api_key)
+        self.home.write_client(url=self.url, grpc=self.grpc, control=self.control, api_key=self.api_key, **self.watched)
         display.step("starting gateways")
         self._stack.push_async_callback(self.siblings.stop)  # before all that they need
         await self.siblings.start()
         await self._until_ready(self.url)
 
     async def _servers(self) -> None:
-        """Have the servers, and tell every process that is started from here where they are."""
+        """Have the servers, and tell every process that is started from here where they are. `watched`: name → URL."""
         fleet = Fleet(self.settings.home, family(), os.environ, may_install=may_install(os.getuid(), os.environ))
-        chosen = fleet.chosen(NEEDED)
+        watchers = fleet.chosen(watching.chosen(os.environ))
+        chosen = [*fleet.chosen(NEEDED), *watchers]
         ours = [server for server, status in zip(chosen, fleet.status(chosen), strict=True) if not status.url]
         self._stack.push_async_callback(asyncio.to_thread, fleet.down, ours, self._display.step)
         failed = await asyncio.to_thread(fleet.up, chosen, self._display.step)
+        for line in watching.done_without(failed):
+            self._display.say(line)
         if failed:
             raise Unavailable("; ".join(f"{name}: {why}" for name, why in failed.items()))
         os.environ.update(fleet.exports(chosen))
+        self.watched = {status.name: status.url for status in fleet.status(watchers) if status.url}
 
     async def _until_ready(self, url: str) -> None:
         deadline = time.monotonic() + READY_WITHIN_S

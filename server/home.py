@@ -50,10 +50,13 @@ class Home:
             return None
         return key if isinstance(key, str) else None
 
-    def write_client(self, *, url: str, grpc: str, control: str, api_key: str) -> None:
-        """`client.toml`, mode 0600, replaced whole."""
+    def write_client(
+        self, *, url: str, grpc: str, control: str, api_key: str, jaeger: str = "", prometheus: str = ""
+    ) -> None:
+        """`client.toml`, mode 0600, replaced whole; without a line for what is empty."""
         lines = {"url": url, "grpc": grpc, "control": control, "api_key": api_key}
-        text = "".join(f'{name} = "{value}"\n' for name, value in lines.items())
+        lines |= {"jaeger": jaeger, "prometheus": prometheus}
+        text = "".join(f'{name} = "{value}"\n' for name, value in lines.items() if value)
         partial = self.folder / f"{CLIENT_TOML}.partial"
         partial.unlink(missing_ok=True)
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -17,7 +17,9 @@ from server.servers.choice import masked, may_install
 from server.servers.family import family
 from server.servers.fleet import Fleet, Status, shell_lines
 
-Only = Annotated[str, typer.Option(metavar="NAME,NAME", help="Only these: rabbitmq, mongo, toxiproxy, ray.")]
+Only = Annotated[
+    str, typer.Option(metavar="NAME,NAME", help="Only these: rabbitmq, mongo, toxiproxy, ray, jaeger, prometheus.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Plain JSON on stdout, and nothing else.")]
 
 services = typer.Typer(
@@ -25,10 +27,10 @@ services = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Start, stop and look at the servers that the distributed mode needs.\n\n"
-    "One whose URL is in the environment (PENSTOCK_AMQP_URL, PENSTOCK_MONGO_URL, PENSTOCK_TOXIPROXY_URL, RAY_ADDRESS) "
-    "is left alone. The others run in containers where an engine answers, else natively, on loopback; their state is "
-    "in PENSTOCK_HOME/services.",
+    help="Start, stop and look at the servers that the distributed mode needs, and is watched with.\n\n"
+    "One whose URL is in the environment (PENSTOCK_AMQP_URL, PENSTOCK_MONGO_URL, PENSTOCK_TOXIPROXY_URL, RAY_ADDRESS, "
+    "PENSTOCK_JAEGER_URL, PENSTOCK_PROMETHEUS_URL) is left alone. The others run in containers where an engine "
+    "answers, else natively, on loopback; their state is in PENSTOCK_HOME/services.",
 )
 
 

@@ -1,4 +1,5 @@
-"""`penstock setup`: what a new repository begins with: the first key, in client.toml, and the sample models.
+"""`penstock setup`: what a new repository begins with: the first key, in client.toml, a key for Prometheus where it is
+asked for, and the sample models.
 
 It runs once beside servers that run elsewhere, and does nothing where everything stands already.
 """
@@ -6,6 +7,7 @@ It runs once beside servers that run elsewhere, and does nothing where everythin
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
@@ -25,11 +27,16 @@ from server import outlets, samples
 from server.display import Display
 from server.first_key import first_key
 from server.home import CLIENT_TOML, Home
+from server.observe_key import provide_observe_key
 from server.registering import Step, register
 
 Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="Where clients find the gateways' HTTP.")]
 Grpc = Annotated[str, typer.Option(envvar="PENSTOCK_GRPC", help="Where clients find the gateways' gRPC: host:port.")]
 Control = Annotated[str, typer.Option(envvar="PENSTOCK_CONTROL", help="Where clients find the control plane.")]
+ObserveKey = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Leave a key of role observe there, for Prometheus (credentials_file)."),
+]
 
 
 class Addresses(NamedTuple):
@@ -44,6 +51,7 @@ def setup(
     url: Url = "http://127.0.0.1:8080",
     grpc: Grpc = "127.0.0.1:8081",
     control: Control = "http://127.0.0.1:8082",
+    observe_key: ObserveKey = None,
 ) -> None:
     """Put the first key and the sample models into the repository, and client.toml into PENSTOCK_HOME."""
     outlets.secure()
@@ -51,15 +59,15 @@ def setup(
         chosen = settings.load()
         logs.configure(chosen)
         with Display() as display:
-            asyncio.run(set_up(chosen, Addresses(url, grpc, control), display.step))
+            asyncio.run(set_up(chosen, Addresses(url, grpc, control), display.step, observe_key))
         display.say(f"Penstock is set up: addresses and key for clients are in {chosen.home / CLIENT_TOML}")
     except PenstockError as error:
         typer.echo(f"penstock: {error.message}", err=True)
         raise typer.Exit(1) from None
 
 
-async def set_up(chosen: Settings, addresses: Addresses, step: Step) -> None:
-    """The key first, so that it can be used while samples load. Raises PenstockError with one sentence."""
+async def set_up(chosen: Settings, addresses: Addresses, step: Step, observe_key: Path | None = None) -> None:
+    """The keys first, so that they can be used while samples load. Raises PenstockError with one sentence."""
     _check(addresses)
     home = Home(chosen.home)
     try:
@@ -68,6 +76,8 @@ async def set_up(chosen: Settings, addresses: Addresses, step: Step) -> None:
             watch = Watch(store, chosen.poll_interval_s)
             commands = Commands(store, artifacts, chosen, watch)
             await provide_key(home, watch, commands, addresses)
+            if observe_key is not None:
+                await provide_observe_key(observe_key, await _verifier(watch), commands)
             if chosen.samples:
                 await register(home.folder, watch, commands, step, chosen.load_timeout_s)
                 await _loaded(watch, commands, chosen.load_timeout_s)
@@ -79,12 +89,17 @@ async def set_up(chosen: Settings, addresses: Addresses, step: Step) -> None:
 
 async def provide_key(home: Home, watch: Watch, commands: Commands, addresses: Addresses) -> str:
     """The key for this folder's clients, in its client.toml; one that is good already is kept."""
+    key = await first_key(home, await _verifier(watch), commands)
+    home.write_client(**addresses._asdict(), api_key=key)
+    return key
+
+
+async def _verifier(watch: Watch) -> Verifier:
+    """Of the keys that the repository knows now."""
     await watch.refresh()
     verifier = Verifier()
     verifier.replace(watch.catalog.credentials())
-    key = await first_key(home, verifier, commands)
-    home.write_client(**addresses._asdict(), api_key=key)
-    return key
+    return verifier
 
 
 async def _loaded(watch: Watch, commands: Commands, timeout_s: float) -> None:

@@ -20,9 +20,11 @@ from tests.services import (
     Servers,
     amqp_url,
     broker,
+    jaeger_,
     mongo_url,
     own_broker,
     own_mongo,
+    prometheus_,
     pytest_configure,
     pytest_configure_node,
     pytest_terminal_summary,
@@ -36,8 +38,10 @@ from tests.toxics import Toxics
 __all__ = [
     "amqp_url",
     "broker",
+    "jaeger_",
     "mongo_url",
     "own_mongo",
+    "prometheus_",
     "pytest_configure",
     "pytest_configure_node",
     "pytest_terminal_summary",
@@ -80,6 +84,7 @@ def lent(pytestconfig: pytest.Config, servers: Servers, tmp_path_factory: pytest
 
     @contextmanager
     def start() -> Iterator[Production]:
+        servers.prepare()
         with own_broker(pytestconfig) as broker, Toxics(servers.url("toxiproxy")) as toxics:
             way = toxics.link(broker.url)
             home = tmp_path_factory.mktemp("production") / "home"

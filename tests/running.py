@@ -55,8 +55,8 @@ class RunningServer(NamedTuple):
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's, without any setting of Penstock's, and without a cluster to join."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "RAY_"))}
+    """This process's, without any setting of Penstock's, a cluster to join, or a place that spans go to."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "RAY_", "OTEL_"))}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""Real servers for tests: RabbitMQ, MongoDB's protocol, toxiproxy, Ray; started when the first test asks for one.
+"""Real servers for tests: RabbitMQ, MongoDB's protocol, toxiproxy, Ray, Jaeger, Prometheus; started when the first
+test asks for one.
 
 All processes of a run (pytest-xdist's workers too) share one of each, in a folder of the run. What ends them is a small
 shell that waits for the end of a pipe from the process that leads the run: however that process ends, they end. A test
@@ -19,23 +20,27 @@ import urllib.request
 import uuid
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.servers import engine, processes, rabbitmq
+from core.errors import Unavailable
+from server.servers import engine, processes, prometheus, rabbitmq
 from server.servers.base import Server
 from server.servers.choice import may_install
 from server.servers.ferretdb import FerretDB
 from server.servers.fleet import Fleet
+from server.servers.jaeger import Jaeger
 from server.servers.places import Place, Running
+from server.servers.prometheus import Prometheus
 from server.servers.rabbitmq import RabbitMQ
 from server.servers.ray_head import LOOPBACK, RayHead
 from server.servers.toxiproxy import Toxiproxy
 from tests.running import clean_environment
 from tests.toxics import Toxics
+from tests.watched import Metrics, Traces
 
 ROOT = Path(__file__).parent.parent
 LEFT_OUT = "left out: "
@@ -55,7 +60,7 @@ GUARD = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
 def family() -> tuple[Server, ...]:
-    return (RabbitMQ(), FerretDB(), Toxiproxy(), RayHead(RAY_CPUS, OBJECT_STORE_BYTES))
+    return (RabbitMQ(), FerretDB(), Toxiproxy(), RayHead(RAY_CPUS, OBJECT_STORE_BYTES), Jaeger(), Prometheus())
 
 
 class Servers:
@@ -75,6 +80,14 @@ class Servers:
                 pytest.fail(why)
             pytest.skip(LEFT_OUT + why)
         return self.fleet.status([server])[0].url
+
+    def prepare(self) -> None:
+        """Build and install what is missing of all that can be had, so that nobody's time limit is spent on it."""
+        if engine.answers():
+            return
+        for server in self.fleet.servers:
+            with suppress(Unavailable):
+                server.obtain(lambda step: None, may_install(os.getuid(), os.environ))
 
     def exports(self, name: str) -> dict[str, str]:
         return self.fleet.exports(self.fleet.chosen(name))
@@ -226,6 +239,19 @@ def toxiproxy(servers: Servers) -> Iterator[Toxics]:
     """Links that can be cut, delayed and throttled; gone after the test."""
     with Toxics(servers.url("toxiproxy")) as toxics:
         yield toxics
+
+
+@pytest.fixture(name="jaeger")
+def jaeger_(servers: Servers) -> Traces:
+    """Takes spans and tells of them; a test's are known by their service's name."""
+    url = servers.url("jaeger")
+    return Traces(url, servers.exports("jaeger")["OTEL_EXPORTER_OTLP_ENDPOINT"])
+
+
+@pytest.fixture(name="prometheus")
+def prometheus_(servers: Servers) -> Metrics:
+    """Scrapes what a test has it `scraped`; a test's are known by their labels."""
+    return Metrics(servers.url("prometheus"), prometheus.targets(servers.place("prometheus")))
 
 
 @contextmanager

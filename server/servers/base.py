@@ -8,6 +8,7 @@ processes has to go.
 from __future__ import annotations
 
 import socket
+import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
@@ -33,8 +34,8 @@ class Container(NamedTuple):
     """A container to start. `ports`: port of loopback → port inside; they are published.
 
     `network`: "host" shares the machine's network, for what opens ports as it goes.
-    `arguments` come after the image, `volume` is the folder inside that is kept, `files` maps folders of ours
-    to where they are read inside.
+    `arguments` come after the image, `volume` is the folder inside that is kept, `files` maps what is ours
+    to where they are read inside. `exports`: variables that clients need beside the URL.
     """
 
     url: str
@@ -43,6 +44,8 @@ class Container(NamedTuple):
     volume: str = ""
     files: Mapping[str, str] = {}
     network: str = ""
+    environment: Mapping[str, str] = {}
+    exports: Mapping[str, str] = {}
 
 
 class Server(ABC):
@@ -91,3 +94,12 @@ def connects(url: str, timeout_s: float = 2.0) -> socket.socket | None:
         return socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 0), timeout_s)
     except OSError:
         return None
+
+
+def says_ok(url: str, timeout_s: float = 2.0) -> bool:
+    """Whether a GET of the URL is answered with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:  # noqa: S310 - http, on loopback
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False

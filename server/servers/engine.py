@@ -39,6 +39,8 @@ def arguments(image: str, container: Container, name: str) -> list[str]:
     command = ["run", "--detach", "--name", name, "--hostname", "penstock", "--label", "penstock.service"]
     if container.network:
         command += ["--network", container.network]
+    for variable, value in container.environment.items():
+        command += ["--env", f"{variable}={value}"]
     for ours, inside in container.ports.items():
         command += ["--publish", f"127.0.0.1:{ours}:{inside}"]
     if container.volume:
@@ -53,7 +55,8 @@ def start(image: str, container: Container, place: Place) -> Running:
     name = container_name(place)
     remove(name)
     _docker(*arguments(image, container, name), within_s=PULL_WITHIN_S)
-    return Running(url=container.url, version=image.rpartition(":")[2], container=name)
+    version = image.rpartition(":")[2].removeprefix("v")
+    return Running(url=container.url, version=version, container=name, exports=dict(container.exports))
 
 
 def pid(name: str) -> int:

@@ -52,6 +52,11 @@ class Place:
         return str(self.folder)
 
     @property
+    def home(self) -> Path:
+        """PENSTOCK_HOME, which `services/` is in."""
+        return self.folder.parent.parent
+
+    @property
     def log(self) -> Path:
         return self.folder / "log"
 
@@ -71,9 +76,10 @@ class Place:
         return self._kept[name]
 
     def port(self, name: str) -> int:
-        """A free port of loopback, the same as last time where that is still free."""
+        """A free port of loopback, no other's of this place; the same as last time where that is still free."""
+        others = {value for key, value in self._kept.items() if key != name}
         port = int(self._kept.get(name, 0))
-        while not (port and _free(port)):
+        while not (port and str(port) not in others and _free(port)):
             port = secrets.choice(PORTS)
         if self._kept.get(name) != str(port):
             self._keep(name, str(port))

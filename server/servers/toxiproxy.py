@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import urllib.request
 from typing import ClassVar
 
-from server.servers.base import Container, Launch, Say, Server
+from server.servers.base import Container, Launch, Say, Server, says_ok
 from server.servers.obtaining import GoProgram
 from server.servers.places import Place
 
@@ -37,8 +36,4 @@ class Toxiproxy(Server):
         return Container(f"http://127.0.0.1:{port}", {}, arguments, network="host")
 
     def answers(self, url: str, place: Place) -> bool:
-        try:
-            with urllib.request.urlopen(f"{url}/version", timeout=2) as answer:  # noqa: S310 - http, on loopback
-                return bool(answer.status == 200)
-        except (OSError, ValueError):
-            return False
+        return says_ok(f"{url}/version")

@@ -27,16 +27,16 @@ def services() -> dict[str, dict[str, Any]]:
 
 def ours() -> dict[str, dict[str, Any]]:
     """Those that run an image of ours."""
-    return {name: service for name, service in services().items() if "build" in service}
+    return {name: service for name, service in services().items() if service["image"].startswith("penstock-")}
 
 
 def programs(service: dict[str, Any]) -> list[list[str]]:
-    """Each command line that a service runs: those of its shell script, where it runs one."""
+    """Each command line that a service runs: those of its shell script, where it runs one, but for assignments."""
     command: list[str] = service["command"]
     if command[:2] != ["sh", "-ec"]:
         return [command]
     lines = [shlex.split(line) for line in command[2].replace("$$", "$").split(";")]
-    return [line[1:] if line[0] == "exec" else line for line in lines]
+    return [line[1:] if line[0] == "exec" else line for line in lines if "=" not in line[0]]
 
 
 def seconds(duration: str) -> float:

@@ -18,11 +18,16 @@ from penstock.config import NAMES
 import gateway.rest
 from core.settings import SECRET, Settings
 from server.servers.ferretdb import FerretDB
+from server.servers.jaeger import LISTENERS, Jaeger
+from server.servers.places import Place
+from server.servers.prometheus import Prometheus
 from server.servers.rabbitmq import RabbitMQ
 from tests.deploy.composed import ONE_SHOTS, ROOT, compose, ours, programs, seconds, services
 
 LASTING = sorted(services().keys() - ONE_SHOTS)
 RAY = Path(sys.executable).parent / "ray"
+PAGES = {"jaeger": (16686,), "prometheus": (9090,)}
+"""What it is watched with → where its pages are."""
 SERVE_MARGIN_S = 10.0
 """What Serve adds to a replica's drain, and a little more."""
 
@@ -58,21 +63,21 @@ def test_every_command_exists(name: str, ray_options: set[str]) -> None:
             assert (program, words[0]) == ("sh", "/secrets.sh")
 
 
-def test_only_the_proxy_is_published_and_on_loopback() -> None:
+def test_proxy_and_pages_are_published_and_on_loopback() -> None:
     """A process listens beyond its container's loopback where the proxy asks it."""
     published = {name: service["ports"] for name, service in services().items() if "ports" in service}
     settings = Settings()
-    ports = (settings.http_port, settings.grpc_port, settings.control_port)
-    assert published == {"proxy": [f"127.0.0.1:{port}:{port}" for port in ports]}
+    ports = {"proxy": (settings.http_port, settings.grpc_port, settings.control_port)} | PAGES
+    assert published == {name: [f"127.0.0.1:{port}:{port}" for port in each] for name, each in ports.items()}
     for name in ("gateway", "control"):
         assert services()[name]["environment"]["PENSTOCK_HOST"] == "0.0.0.0"
 
 
 def test_servers_are_on_the_inner_network_alone() -> None:
-    """Which nothing outside reaches; the proxy is on both."""
+    """Which nothing outside reaches; what is published is on both."""
     assert compose()["networks"]["inner"]["internal"] is True
     both = {name for name, service in services().items() if "edge" in service.get("networks", [])}
-    assert both == {"proxy"}
+    assert both == {"proxy"} | PAGES.keys()
     assert all("inner" in services()[name]["networks"] for name in services().keys() - {"secrets"})
     assert services()["secrets"]["network_mode"] == "none"
 
@@ -91,13 +96,67 @@ def test_every_image_is_pinned() -> None:
     images = {name: service["image"] for name, service in services().items()}
     (python,) = re.findall(r"^ARG PYTHON=(\S+)", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE)
     for image in (*images.values(), python):
-        assert re.fullmatch(r"[a-z-]+:\d+\.\d+(\.\d+)?(-[a-z-]+)?", image), image
+        assert re.fullmatch(r"([a-z]+/)?[a-z-]+:v?\d+\.\d+(\.\d+)?(-[a-z-]+)?", image), image
     assert f"{images['rabbitmq']}-management" == RabbitMQ.image_name
     assert images["mongo"] == FerretDB.image_name
+    assert images["jaeger"] == Jaeger.image_name
+    assert images["prometheus"] == Prometheus.image_name
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert {service["image"] for service in ours().values()} == {
         f"penstock-{kind}:{version}" for kind in ("gateway", "workers")
     }
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_it_is_watched_with_gets_little(name: str) -> None:
+    """A user who is not root, no capability, a root that it cannot write; no password but the key to scrape with."""
+    service = services()[name]
+    assert int(service["user"].partition(":")[0]) > 0
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert not [volume for volume in service.get("volumes", []) if "penstock-secrets" in volume]
+
+
+def test_options_of_what_it_is_watched_with(tmp_path: Path) -> None:
+    """Are those that `penstock services` starts them with: bounded in what they keep; of Jaeger's ports those that
+    nobody asks are closed to others."""
+    started = {}
+    for server in (Jaeger(), Prometheus()):
+        place = Place(tmp_path / "services", server.name)
+        place.make()
+        launch = (*Jaeger().launch(place).argv,) if server.name == "jaeger" else server.container(place).arguments
+        started[server.name] = {word.partition("=")[0] for word in launch if word.startswith("--")}
+        assert {word.partition("=")[0] for word in services()[server.name]["command"]} <= started[server.name]
+    told = dict(word.split("=") for word in services()["jaeger"]["command"] if ".host-port=" in word)
+    assert {f"--{option}.host-port" for option in LISTENERS.values()} == told.keys()
+    open_ports = {name for name, address in told.items() if not address.startswith("127.0.0.1:")}
+    assert open_ports == {"--collector.otlp.grpc.host-port", "--query.http-server.host-port"}
+
+
+@pytest.mark.parametrize("name", sorted(ours().keys() - ONE_SHOTS))
+def test_ours_tell_jaeger_and_prometheus(name: str) -> None:
+    """Spans go to Jaeger's port of OTLP, metrics are served where Prometheus reaches them."""
+    environment = services()[name]["environment"]
+    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4317"
+    assert environment["OTEL_EXPORTER_OTLP_PROTOCOL"] == "grpc"
+    assert "--collector.otlp.grpc.host-port=:4317" in services()["jaeger"]["command"]
+    assert environment["PENSTOCK_METRICS_HOST"] == "0.0.0.0"
+    assert environment["PENSTOCK_METRICS_PORT"] == str(Settings().metrics_port)
+
+
+def test_prometheus_scrapes_every_service_of_ours() -> None:
+    """At the first port that metrics are served on; of a node of Ray at sixteen, one for each replica. With the key
+    that `setup` leaves, where it leaves it."""
+    (job,) = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())["scrape_configs"]
+    first = Settings().metrics_port
+    static = {target for group in job["static_configs"] for target in group["targets"]}
+    assert static == {f"{name}:{first}" for name in ("control", "workers")}
+    found = {(name, each["port"]) for each in job["dns_sd_configs"] for name in each["names"]}
+    nodes = {(name, port) for name in ("ray-head", "ray-worker") for port in range(first, first + 16)}
+    assert found == {("gateway", first)} | nodes
+    assert {target.partition(":")[0] for target in static} | {name for name, _ in found} == ours().keys() - ONE_SHOTS
+    *_, option, file = services()["setup"]["command"]
+    assert option == "--observe-key"
+    assert job["authorization"] == {"credentials_file": f"/run/penstock/{Path(file).name}"}
 
 
 def test_what_is_built_is_there() -> None:
@@ -134,7 +193,7 @@ def test_healthchecks_ask_for_routes_that_need_no_key() -> None:
     asked = {
         name: [urlsplit(word) for word in service["healthcheck"]["test"] if word.startswith("http://")]
         for name, service in services().items()
-        if name in LASTING
+        if name in LASTING and name not in PAGES
     }
     ports = {name: url.port for name, urls in asked.items() for url in urls}
     settings = Settings()

@@ -23,7 +23,7 @@ def make(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("rabbitmq", "mongo", "penstock"):
+    for name in ("rabbitmq", "mongo", "penstock", "observe"):
         (tmp_path / name).mkdir()
     return tmp_path
 
@@ -70,3 +70,20 @@ def test_a_run_that_was_cut_short_is_begun_anew(folder: Path) -> None:
     (folder / "penstock" / "amqp-url").write_text("amqp://half")
     (folder / "penstock" / "amqp-url").chmod(0o400)
     assert "half" not in make(folder)["penstock/amqp-url"]
+
+
+def test_the_key_for_prometheus_has_a_folder(folder: Path) -> None:
+    """Of its own, that our user may write, also where all else was made before there was one; empty, and only there for
+    who leaves the key and who reads it."""
+    make(folder)
+    (folder / "observe").chmod(0o500)
+    make(folder)
+    assert (folder / "observe").stat().st_uid == os.getuid()
+    assert not list((folder / "observe").iterdir())
+    mounting = {
+        name: volume.partition(":")[2]
+        for name, service in services().items()
+        for volume in service.get("volumes", [])
+        if volume.startswith("observe-secrets:")
+    }
+    assert mounting == {"secrets": "/secrets/observe", "setup": "/run/observe", "prometheus": "/run/penstock:ro"}

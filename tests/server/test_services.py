@@ -390,9 +390,11 @@ def test_down_names_what_had_to_be_killed(make_fleet: MakeFleet, monkeypatch: py
 def test_only_some(make_fleet: MakeFleet) -> None:
     """Names in any order, each once; one that is unknown is an error that lists the known ones."""
     fleet = Fleet(Path("unused"), family(), {}, may_install=False)
-    assert [server.name for server in fleet.chosen("")] == ["rabbitmq", "mongo", "toxiproxy", "ray"]
+    assert [server.name for server in fleet.chosen("")] == [
+        *("rabbitmq", "mongo", "toxiproxy", "ray", "jaeger", "prometheus")
+    ]
     assert [server.name for server in fleet.chosen("ray, mongo,ray")] == ["ray", "mongo"]
-    with pytest.raises(InvalidRequest, match=r"no server 'redis': choose from rabbitmq, mongo, toxiproxy, ray"):
+    with pytest.raises(InvalidRequest, match=r"no server 'redis': choose from rabbitmq, mongo, toxiproxy, ray, jaeger"):
         fleet.chosen("redis")
 
 

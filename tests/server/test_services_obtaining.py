@@ -6,20 +6,24 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.errors import Unavailable
-from server.servers import engine, obtaining, rabbitmq
+from server.servers import engine, obtaining, places, prometheus, rabbitmq
 from server.servers.base import Container
 from server.servers.family import family
 from server.servers.ferretdb import FerretDB
 from server.servers.fleet import Fleet
+from server.servers.jaeger import LISTENERS, Jaeger
 from server.servers.obtaining import GoProgram, required
 from server.servers.places import Place
+from server.servers.prometheus import Prometheus
 from server.servers.rabbitmq import RabbitMQ
 from server.servers.toxiproxy import Toxiproxy
 
@@ -270,6 +274,11 @@ class Contained(FerretDB):
         return True
 
 
+class ContainedJaeger(Jaeger):
+    def answers(self, url: str, place: Place) -> bool:
+        return True
+
+
 def test_where_an_engine_answers_containers_run(
     docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,30 +309,32 @@ def test_an_engine_that_does_not_answer_is_none(programs: Programs, monkeypatch:
 
 def test_what_an_engine_is_told() -> None:
     """Ports on loopback only, data in a volume of that name, files to read only."""
-    container = Container("x://", {20001: 5672}, ("--flag",), volume="/data", files={"/ours": "/theirs"})
+    container = Container(
+        "x://", {20001: 5672}, ("--flag",), volume="/data", files={"/ours": "/theirs"}, environment={"SOME": "thing"}
+    )
     words = " ".join(engine.arguments("image:1", container, "name"))
     assert words.startswith("run --detach --name name ")
     assert words.endswith(
-        " --publish 127.0.0.1:20001:5672 --volume name:/data --volume /ours:/theirs:ro image:1 --flag"
+        " --env SOME=thing --publish 127.0.0.1:20001:5672 --volume name:/data --volume /ours:/theirs:ro image:1 --flag"
     )
     assert "--network host" in " ".join(engine.arguments("i:1", Container("x://", {}, network="host"), "name"))
 
 
 @pytest.mark.parametrize("server", family(), ids=lambda server: server.name)
 def test_every_image_has_a_fixed_version_and_loopback_ports(
-    server: RabbitMQ | FerretDB | Toxiproxy, tmp_path: Path
+    server: RabbitMQ | FerretDB | Toxiproxy | Jaeger | Prometheus, tmp_path: Path
 ) -> None:
     """And what is mounted can be read by another user, inside a folder that nobody else may enter."""
     if not server.image_name:
         return
-    assert server.image_name.rpartition(":")[2][0].isdigit()
-    place = Place(tmp_path, server.name)
+    assert re.search(r":v?\d+\.\d+\.\d+(-management)?$", server.image_name)
+    place = Place(tmp_path / "home" / "services", server.name)
     place.make()
     container = server.container(place)
     assert f"127.0.0.1:{place.remembered('port')}" in container.url
-    for file in container.files:
-        assert Path(file).stat().st_mode & 0o777 == 0o644
-        assert Path(file).parent.stat().st_mode & 0o077 == 0
+    for file in map(Path, container.files):
+        assert file.stat().st_mode & 0o777 == (0o755 if file.is_dir() else 0o644)
+        assert file.parent.stat().st_mode & 0o077 == 0
 
 
 def test_brokers_files_are_private(tmp_path: Path) -> None:
@@ -337,3 +348,60 @@ def test_brokers_files_are_private(tmp_path: Path) -> None:
     assert (
         len({launch.environment[name] for name in ("RABBITMQ_NODE_PORT", "RABBITMQ_DIST_PORT", "ERL_EPMD_PORT")}) == 3
     )
+
+
+def test_what_runs_in_a_container_is_found_as_well(docker: Docker, tmp_path: Path) -> None:
+    """By all the variables that clients need, not only by its URL's."""
+    fleet = Fleet(tmp_path / "home", (ContainedJaeger(),), {}, may_install=False)
+    fleet.up(fleet.servers, lambda step: None)
+    place = fleet.place(fleet.servers[0])
+    assert fleet.exports(fleet.servers) == {
+        "PENSTOCK_JAEGER_URL": f"http://127.0.0.1:{place.remembered('port')}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{place.remembered('otlp grpc')}",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+    }
+
+
+def test_jaeger_is_told_each_of_its_ports(tmp_path: Path) -> None:
+    """One of loopback for each, no two the same; it traces itself nowhere, and forgets."""
+    place = Place(tmp_path / "services", "jaeger")
+    place.make()
+    launch = Jaeger().launch(place)
+    listening = [word.partition("=")[2] for word in launch.argv if ".host-port=127.0.0.1:" in word]
+    assert len(set(listening)) == len(LISTENERS)
+    assert "--collector.zipkin.host-port=" in launch.argv
+    assert [word for word in launch.argv if word.startswith("--memory.max-traces=")]
+    assert launch.environment["OTEL_TRACES_SAMPLER"] == "always_off"
+
+
+def test_ports_of_one_place_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few there are."""
+    monkeypatch.setattr(places, "PORTS", range(20_000, 20_004))
+    monkeypatch.setattr(places, "_free", lambda port: True)
+    place = Place(tmp_path / "services", "x")
+    place.make()
+    assert {place.port(str(number)) for number in range(4)} == set(places.PORTS)
+
+
+def test_prometheus_looks_where_processes_leave_their_addresses(tmp_path: Path) -> None:
+    """In PENSTOCK_HOME/metrics, made with its folder of rules; what it keeps is bounded."""
+    place = Place(tmp_path / "a home" / "services", "prometheus")
+    place.make()
+    config = yaml.safe_load(prometheus.configuration(prometheus.targets(place)))
+    folder = tmp_path / "a home" / "metrics"
+    assert config["rule_files"] == [f"{folder}/rules/*.yml"]
+    assert config["scrape_configs"][0]["file_sd_configs"][0]["files"] == [f"{folder}/*.json"]
+    assert (folder / "rules").is_dir()
+    container = Prometheus().container(place)
+    assert f"--web.listen-address=127.0.0.1:{place.remembered('port')}" in container.arguments
+    assert {word.partition("=")[0] for word in container.arguments if "retention" in word} == {
+        "--storage.tsdb.retention.time",
+        "--storage.tsdb.retention.size",
+    }
+
+
+def test_a_missing_prometheus_is_the_users_decision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As with the broker."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match=r"^Prometheus is not installed: run  sudo sh .*/prometheus/install$"):
+        Prometheus().obtain(lambda step: None, may_install=False)

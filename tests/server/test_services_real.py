@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import subprocess
+import uuid
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aio_pika
+import psutil
 import pymongo
 import pytest
 from aio_pika.exceptions import AMQPException
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from tests.services import RAY_CPUS, Broker, Own, Servers, fresh_vhost
+from server.servers import engine, processes
+from tests.services import RAY_CPUS, ROOT, Broker, Own, Servers, fresh_vhost
 from tests.toxics import Toxics
+from tests.watched import Metrics, Traces
 
 PATIENCE_S = 20
+CHECK = ("promtool", "check", "config")
+RULES = """\
+groups:
+  - name: some
+    rules:
+      - {alert: Away, expr: up == 0, for: 1m}
+"""
 
 
 async def echoed(url: str, body: bytes = b"a batch") -> bytes:
@@ -181,3 +201,96 @@ def test_a_driver_joins_the_cluster(ray_address: str) -> None:
         assert ray.cluster_resources()["CPU"] == RAY_CPUS  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()
+
+
+def test_a_span_arrives(jaeger: Traces) -> None:
+    """Sent by OTLP over gRPC, it is found by its service's name; Jaeger has no spans of its own."""
+    service = f"test-{uuid.uuid4().hex}"
+    exporter = OTLPSpanExporter(endpoint=jaeger.otlp, insecure=True)
+    provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with provider.get_tracer("test").start_as_current_span("infer") as span:
+        span.set_attribute("model", "digits")
+    provider.shutdown()
+    assert processes.wait_until(lambda: service in jaeger.services(), PATIENCE_S)
+    ((found,),) = [trace["spans"] for trace in jaeger.of(service)]
+    assert found["operationName"] == "infer"
+    assert found["traceID"] == f"{span.get_span_context().trace_id:032x}"
+    assert {"key": "model", "type": "string", "value": "digits"} in found["tags"]
+    assert not [name for name in jaeger.services() if name.startswith("jaeger")]
+
+
+def test_what_left_its_address_is_scraped(prometheus: Metrics) -> None:
+    """Within two intervals of discovery and scraping, with its labels; without its file no more."""
+    registry = CollectorRegistry()
+    Gauge("penstock_test", "Of this test.", registry=registry).set(42)
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    mine = uuid.uuid4().hex
+    with prometheus.scraped(server.server_port, process=mine):
+        expression = f'penstock_test{{process="{mine}"}}'
+        assert processes.wait_until(lambda: list(prometheus.value(expression).values()) == [42.0], PATIENCE_S)
+        ((health, error),) = [
+            (target["health"], target["lastError"])
+            for target in prometheus.targets()
+            if target["labels"]["process"] == mine
+        ]
+        assert (health, error) == ("up", "")
+    assert processes.wait_until(
+        lambda: all(target["labels"]["process"] != mine for target in prometheus.targets()), PATIENCE_S
+    )
+    server.shutdown()
+    server.server_close()
+    thread.join(PATIENCE_S)
+
+
+def test_prometheus_reads_its_rules(servers: Servers, prometheus: Metrics, tmp_path: Path) -> None:
+    """Its configuration is one, with rules and targets beside it too; so says its own tool."""
+    running = servers.place("prometheus").running
+    assert running is not None
+    if running.container:
+        inside = engine.run_inside(running.container, *CHECK, "/etc/prometheus/prometheus.yml")
+        assert "SUCCESS" in inside
+        return
+    written = (servers.place("prometheus").folder / "prometheus.yml").read_text()
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules" / "some.yml").write_text(RULES)
+    (tmp_path / "one.json").write_text('[{"targets": ["127.0.0.1:9464"], "labels": {"process": "gateway"}}]')
+    (tmp_path / "prometheus.yml").write_text(written.replace(str(prometheus.folder), str(tmp_path)))
+    told = subprocess.run([*CHECK, tmp_path / "prometheus.yml"], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "1 rule files found" in told.stdout
+    assert "WARNING" not in told.stdout
+
+
+def test_prometheus_understands_what_compose_gives_it(servers: Servers, prometheus: Metrics) -> None:
+    """deploy/prometheus.yml; the file of the key is the container's."""
+    given = (ROOT / "deploy/prometheus.yml").read_text()
+    file = prometheus.folder / "composed.yml"
+    file.write_text(given)
+    running = servers.place("prometheus").running
+    assert running is not None
+    if running.container:
+        inside = engine.run_inside(running.container, *CHECK, "--syntax-only", f"/etc/prometheus/metrics/{file.name}")
+        assert "SUCCESS" in inside
+        return
+    told = subprocess.run([*CHECK, "--syntax-only", file], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+@pytest.mark.parametrize("name", ["jaeger", "prometheus"])
+def test_all_that_listens_is_on_loopback(servers: Servers, name: str) -> None:
+    """Every port of all its processes, started natively."""
+    url = servers.url(name)
+    place = servers.place(name)
+    running = place.running
+    assert running is not None
+    if running.container:
+        return
+    listening = {
+        connection.laddr
+        for process in processes.family(running.birth, place.mark)
+        for connection in psutil.Process(process.pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
+    }
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+    assert urlsplit(url).port in {address.port for address in listening}

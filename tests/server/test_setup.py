@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import Conflict, InvalidRequest, PenstockError
-from core.identity import ADMIN, Verifier
+from core.errors import Conflict, InvalidRequest, PenstockError, Unavailable
+from core.identity import ADMIN, DEPLOY, OBSERVE, PREDICT, Verifier
 from core.settings import Settings
 from repository.artifacts import FileArtifacts
 from repository.records import READY
@@ -74,6 +74,32 @@ async def test_clients_are_told_addresses_and_a_key_that_is_good(settings: Setti
     moved = HERE._replace(url="http://elsewhere:80")
     await set_up(bare, moved, silent)
     assert client(settings) == told | {"url": moved.url}
+
+
+async def test_prometheus_gets_a_key_that_does_nothing_else(settings: Settings, elsewhere: Bench) -> None:
+    """In a file that its group may read; kept as long as it is good, replaced when it is revoked."""
+    bare, file = settings.model_copy(update={"samples": False}), settings.home / "observe_key"
+    verifier, left = Verifier(), []
+    for _ in range(3):
+        await set_up(bare, HERE, silent, file)
+        left.append(file.read_text())
+        verifier.replace((await elsewhere.watch.refresh()).credentials())
+        principal = verifier.verify(left[-1].encode())
+        assert [action for action in (PREDICT, DEPLOY, ADMIN, OBSERVE) if principal.may(action)] == [OBSERVE]
+        assert stat.S_IMODE(file.stat().st_mode) == 0o440
+        if len(left) == 2:
+            await elsewhere.commands.revoke_key(principal.key_id, principal)
+    assert left[0] == left[1] != left[2]
+    assert sorted(path.name for path in settings.home.glob("observe_key*")) == ["observe_key"]
+
+
+async def test_a_key_that_cannot_be_left_is_not_made(settings: Settings, elsewhere: Bench) -> None:
+    """One sentence says where it should have been."""
+    bare = settings.model_copy(update={"samples": False})
+    with pytest.raises(Unavailable, match=r"^the key for Prometheus cannot be left in .*: No such file or directory$"):
+        await set_up(bare, HERE, silent, settings.home / "missing" / "observe_key")
+    catalog = await elsewhere.watch.refresh()
+    assert [key.principal.role for key in catalog.credentials()] == [ADMIN]
 
 
 @pytest.mark.usefixtures("trained")
