@@ -47,8 +47,9 @@ class Spans:
         self._resource = resource(service)
         self._scope = InstrumentationScope("penstock")
         self._counting = _Counting(exporter)
-        self._room = room or int(os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE", "2048"))
-        self._processor = BatchSpanProcessor(self._counting, max_queue_size=self._room)
+        self._room = room or _count("OTEL_BSP_MAX_QUEUE_SIZE", 2048)
+        at_once = min(self._room, _count("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512))
+        self._processor = BatchSpanProcessor(self._counting, self._room, max_export_batch_size=at_once)
         self.emitted = self.dropped = 0
 
     @property
@@ -102,6 +103,15 @@ class Spans:
         leaving = threading.Thread(target=self._processor.shutdown, name="last spans", daemon=True)
         leaving.start()
         leaving.join(LEAVE_S)
+
+
+def _count(variable: str, default: int) -> int:
+    """A number of the environment; one that is none is logged, and the default taken."""
+    given = os.environ.get(variable, "").strip()
+    if given and not (given.isdecimal() and int(given)):
+        log.warning("no whole number above 0: the default is taken", variable=variable, given=given[:64])
+        return default
+    return int(given) if given else default
 
 
 def _span_context(context: Context) -> SpanContext:

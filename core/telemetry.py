@@ -1,6 +1,6 @@
 """Every metric that a process of ours may tell, and every attribute of ours on a span: names are made here only.
 
-docs/telemetry.md is made from these tables (`python -m server.telemetry_docs`); a test holds it to them.
+The tables of docs/telemetry.md are made from these.
 """
 
 from __future__ import annotations

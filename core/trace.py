@@ -39,6 +39,14 @@ class Context(NamedTuple):
     state: str = ""
 
 
+class Ahead(NamedTuple):
+    """Spans of a traced request that others must know before they are built: `publish`, which its execution belongs
+    under, and `compute`, which that is linked with."""
+
+    publish: Context
+    compute: Context
+
+
 def parse(traceparent: bytes | None, tracestate: bytes | None = None) -> Context | None:
     """What a caller says its request belongs to; None where it says nothing that can be understood."""
     if traceparent is None:

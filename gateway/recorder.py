@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from core.errors import PenstockError
 from core.settings import Settings
-from core.trace import Context
+from core.trace import Ahead
 from gateway.batching.entry import Entry
 from gateway.exchange import Exchange
 from gateway.meters import Meters
@@ -52,8 +52,8 @@ class VersionRecorder:
         self._tracer = recorder.tracer
         self._sampled = None if recorder.tracer is None else recorder.tracer.sampled(version.model)
 
-    def begin(self, exchange: Exchange) -> Context | None:
-        """The span that the execution of a request belongs under, if it is traced."""
+    def begin(self, exchange: Exchange) -> Ahead | None:
+        """The spans that the execution of a request has to do with, if it is traced."""
         return None if self._tracer is None or self._sampled is None else self._tracer.begin(exchange, self._sampled)
 
     def executed(self, batch: BatchDone) -> None:

@@ -35,7 +35,7 @@ from core.spans import Attributes, Spans, clock_offset, sampling
 from core.status import status_of
 from core.telemetry import CANCELLED, FAILED, LATE, OK, outcome_of
 from core.topology import infer_queue
-from core.trace import TRACE_HALF, Context, Sampling
+from core.trace import TRACE_HALF, Ahead, Context, Sampling
 from gateway.exchange import Exchange
 from gateway.meters import GRPC
 
@@ -54,11 +54,12 @@ RATIO, PARENT, FLOOR, FAILURE = "ratio", "parent", "floor", "failure"
 class Trace:
     """A sampled request: the ids of the spans that others must know, before these are built."""
 
-    __slots__ = ("ended", "publish_id", "span_id", "why")
+    __slots__ = ("compute_id", "ended", "publish_id", "span_id", "why")
 
     def __init__(self, why: str) -> None:
         self.span_id = trace.new_id(64)
         self.publish_id = trace.new_id(64)
+        self.compute_id = trace.new_id(64)
         self.why = why
         self.ended = 0
         """When it had its answer, in monotonic ns."""
@@ -101,13 +102,14 @@ class Tracer:
     def sampled(self, model: str) -> Sampled:
         return Sampled(self._sampling, model)
 
-    def begin(self, exchange: Exchange, sampled: Sampled) -> Context | None:
-        """Decide; the span that the request's execution belongs under, if it is traced."""
+    def begin(self, exchange: Exchange, sampled: Sampled) -> Ahead | None:
+        """Decide; the spans that the request's execution has to do with, if it is traced."""
         why = sampled.why(exchange)
         if not why:
             return None
         exchange.trace = begun = Trace(why)
-        return Context(exchange.trace_id, begun.publish_id, True, state_of(exchange))
+        trace_id, state = exchange.trace_id, state_of(exchange)
+        return Ahead(Context(trace_id, begun.publish_id, True, state), Context(trace_id, begun.compute_id, True, state))
 
     def end(
         self,
@@ -192,13 +194,15 @@ class _Telling:
         }
         self._stage("batch wait", entry.submitted, ride.dispatched, size)
         timing = ride.timing
-        published = _within(ride.dispatched, timing.published if timing is not None else 0, self._now)
-        at = published or ride.dispatched
-        self._publish(ride.dispatched, at, bool(published))
         if timing is None or not timing.compute:
-            self._stage("queue", at, self._now)
+            self._publish(ride.dispatched, ride.dispatched, timing is not None and timing.published > 0)
+            self._stage("queue", ride.dispatched, self._now)
             return
-        begun = _within(at, timing.started, self._now - timing.compute) or min(at + timing.queue, self._now)
+        started = _within(ride.dispatched, timing.started, self._now - timing.compute)
+        published = _within(ride.dispatched, timing.published, started or self._now)
+        at = published or started or ride.dispatched  # a broker may confirm what a worker has begun with already
+        self._publish(ride.dispatched, at if timing.published else ride.dispatched, timing.published > 0)
+        begun = started or min(at + timing.queue, self._now)
         ended = min(begun + timing.compute, self._now)
         self._stage("queue", at, begun)
         link = trace.unpack(timing.span)
@@ -207,13 +211,19 @@ class _Telling:
             telemetry.INFER_MS.name: timing.compute_infer / MILLISECOND,
             telemetry.OUTPUT_MS.name: timing.compute_output / MILLISECOND,
         }
-        self._stage("compute", begun, ended, parts, link)
+        self._stage("compute", begun, ended, parts, link, self._begun.compute_id)
         self._stage("reply", ended, self._now)
 
     def _stage(
-        self, name: str, start: int, end: int, attributes: Attributes | None = None, link: Context | None = None
+        self,
+        name: str,
+        start: int,
+        end: int,
+        attributes: Attributes | None = None,
+        link: Context | None = None,
+        span_id: int = 0,
     ) -> None:
-        context = Context(self._exchange.trace_id, trace.new_id(64), True, self._state)
+        context = Context(self._exchange.trace_id, span_id or trace.new_id(64), True, self._state)
         self._add(name, context, self._server, start, end, attributes=attributes, link=link)
 
     def _publish(self, start: int, end: int, broker: bool) -> None:

@@ -110,7 +110,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         lent.close()
 
 
-IN_PRODUCTION = frozenset({"test_distributed.py", "test_faults.py", "test_tritonclient.py"})
+IN_PRODUCTION = frozenset({"test_distributed.py", "test_faults.py", "test_traces.py", "test_tritonclient.py"})
 """Modules that ask for the production shape: one process of the run has it for all of them."""
 
 

@@ -61,12 +61,14 @@ def clean_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def running(home: Path, *words: str, **settings: str) -> Iterator[RunningServer]:
-    """Start `penstock up WORDS` with these settings (PENSTOCK_<NAME>), wait until it is ready, and at the end stop it
-    by SIGTERM: it must exit with 0."""
+    """Start `penstock up WORDS` with these settings (PENSTOCK_<NAME>; a name in capitals is the variable's), wait until
+    it is ready, and at the end stop it by SIGTERM: it must exit with 0."""
     home.mkdir(parents=True, exist_ok=True)
     log = home.parent / f"{home.name}.log"
     ours = {"home": str(home), "http_port": "0", "grpc_port": "0", "control_port": "0"} | settings
-    environment = clean_environment() | {f"PENSTOCK_{name.upper()}": value for name, value in ours.items()}
+    environment = clean_environment() | {
+        name if name.isupper() else f"PENSTOCK_{name.upper()}": value for name, value in ours.items()
+    }
     with log.open("ab") as output:
         process = subprocess.Popen(
             [COMMAND, "up", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=home

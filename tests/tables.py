@@ -9,6 +9,7 @@ from pathlib import Path
 import core.errors
 from core.settings import Settings
 from core.status import TABLE
+from core.telemetry import ATTRIBUTES, COUNTER, METRICS
 
 DOCS = Path(__file__).parent.parent / "docs"
 ESSAY = re.compile(r"[├└]── (\w+)\s+(.+)")
@@ -33,7 +34,19 @@ def _default(value: object) -> str:
     return "" if value is None else f"`{value}`"
 
 
-PAGES: dict[str, Callable[[], str]] = {"errors": errors, "settings": settings}
+def telemetry() -> str:
+    """Metrics, then what spans say, as `core/telemetry.py` lists them."""
+    metrics = [
+        f"| `{metric.name}{'_total' if metric.kind == COUNTER else ''}` | {metric.kind} | "
+        f"{', '.join(metric.labels)} | {metric.help} |"
+        for metric in METRICS
+    ]
+    attributes = [f"| `{attribute.name}` | {attribute.help} |" for attribute in ATTRIBUTES]
+    head = ["| metric | kind | labels | |", "|---|---|---|---|"]
+    return "\n".join([*head, *metrics, "", "| attribute of a span | |", "|---|---|", *attributes])
+
+
+PAGES: dict[str, Callable[[], str]] = {"errors": errors, "settings": settings, "telemetry": telemetry}
 
 
 def placed(page: str) -> str:

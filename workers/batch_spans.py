@@ -1,7 +1,7 @@
 """One span for each execution that has a traced request aboard, made where its replies pass, linked with each of them.
 
-    publish (at the gateway, of the first traced member) ─► process MODEL ··link··► publish of every other traced member
-    compute (at the gateway, of every traced member) ··link··► process MODEL
+    publish (at the gateway, of the first traced member) ─► process MODEL
+    compute (at the gateway, of every traced member) ◄··link··► process MODEL
 
 A worker answers the batches of one execution in one go, and each answer must name the span: so that gets its id with
 the first of them, and is finished a moment later, when the others have passed.
@@ -54,8 +54,8 @@ class BatchSpans:
         self._timer: asyncio.TimerHandle | None = None
 
     def observe(self, batch: Batch, reply: Reply, parent: Context | None = None, attempt: int = 0) -> None:
-        """A reply passes: note the span of its execution in it. `parent`: what its message says that it belongs under,
-        with the tracestate; where it says nothing, the first traced member does."""
+        """A reply passes: note the span of its execution in it. `parent`: what its message says that it belongs under;
+        where it says nothing, the first traced member does."""
         members = [context for member in batch.members if (context := trace.unpack(member.trace)) is not None]
         timing = reply.timing
         if not members or not timing.execution:

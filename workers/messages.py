@@ -27,7 +27,7 @@ Scalar = str | int | float | bool
 
 class Member(msgspec.Struct, array_like=True, gc=False):
     """One caller's share of a batch. `deadline`: monotonic nanoseconds of this host, 0 = none. `trace`: the span that
-    its execution belongs under, in 24 bytes (`core/trace.py`); empty where it is not traced."""
+    its execution is linked with, in 24 bytes (`core/trace.py`); empty where it is not traced."""
 
     rows: int
     deadline: int = 0

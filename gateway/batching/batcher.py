@@ -360,8 +360,8 @@ def message(formed: Formed, number: int, batched: bool) -> Batch:
         entry.ride = ride
         member = Member(entry.rows, entry.deadline)
         if entry.trace is not None:
-            member.trace = pack(entry.trace)
-            context = context or entry.trace
+            member.trace = pack(entry.trace.compute)
+            context = context or entry.trace.publish
         members.append(member)
     return Batch(number, batched, members, columns, dict(formed.key.parameters), context)
 

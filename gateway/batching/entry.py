@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from core.datatypes import Buffer
 from core.errors import PenstockError
-from core.trace import Context
+from core.trace import Ahead
 from workers.messages import Output, Scalar, Timing
 
 
@@ -42,7 +42,7 @@ class Entry:
     """A request waiting for, or aboard, a batch. Times are monotonic nanoseconds of this host.
 
     `pieces` holds the raw bytes of each input in the order of `key.columns`. `priority`: 1 is served first, larger
-    numbers later. `trace`: the span that its execution belongs under, where it is traced.
+    numbers later. `trace`: the spans that its execution has to do with, where it is traced.
     The batcher sets `submitted` and `ride`, and calls `answer` or `refuse` exactly once, unless it was cancelled: then
     neither.
     """
@@ -84,7 +84,7 @@ class Entry:
         self.state = Entry.WAITING
         self.submitted = 0
         self.ride: Ride | None = None
-        self.trace: Context | None = None
+        self.trace: Ahead | None = None
 
     def answer(self, outputs: list[Output], timing: Timing, waited: int) -> None:
         """The rows of this entry have been computed. `waited`: nanoseconds from arrival to the batch's dispatch."""

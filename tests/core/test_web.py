@@ -430,3 +430,14 @@ async def test_a_body_may_be_compressed_where_its_path_says_so(client: httpx.Asy
         assert (await client.post(path, headers=headers, content=b"{}")).status_code == 200
     answer = await client.post("/large", headers={**BEARER, "Content-Type": "x/pickle"}, content=b"{}")
     assert answer.status_code == 415
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v2/health/live", 200), ("/none", 401)])
+async def test_every_answer_names_its_request_and_its_trace(client: httpx.AsyncClient, path: str, status: int) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    given = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01", "x-request-id": "order-7"}
+    answer = await client.get(path, headers=given)
+    assert answer.status_code == status
+    assert (answer.headers["x-request-id"], answer.headers["x-trace-id"]) == ("order-7", trace_id)
+    forged = await client.get(path, headers={"traceparent": "0" * 4000, "x-request-id": "two words"})
+    assert forged.headers["x-request-id"] == forged.headers["x-trace-id"] != trace_id

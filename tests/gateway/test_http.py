@@ -496,3 +496,57 @@ async def test_shutdown_answers_what_is_here() -> None:
         assert answer.status == 200
         assert answer.headers["connection"] == "close"
         assert await wire.closed()
+
+
+TRACEPARENT = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.mark.parametrize("path", [INFER, "/other"])
+async def test_every_answer_names_its_request_and_its_trace(path: str) -> None:
+    """Of the data plane, and of this protocol itself; those of the application are the guard's."""
+    async with running() as here:
+        wire = await here.wire()
+        if path != INFER:
+            here.plane.refusal = NotFound("no such model")
+        await wire.send(post(INFER, b"{}", TRACEPARENT, "X-Request-Id: order-7"))
+        answer = await wire.answer()
+        assert (answer.headers["x-request-id"], answer.headers["x-trace-id"]) == ("order-7", TRACE)
+        await wire.send(post(INFER, b"{}"))
+        first = await wire.answer()
+        assert first.headers["x-request-id"] == first.headers["x-trace-id"] != TRACE
+        await wire.send(b"NONSENSE\r\n\r\n")
+        refused = await wire.answer()
+        assert refused.status == 400
+        assert len(refused.headers["x-trace-id"]) == 32
+
+
+async def test_equal_heads_have_traces_of_their_own() -> None:
+    """A head that is not parsed again is still another request."""
+    async with running() as here:
+        wire = await here.wire()
+        seen = set()
+        for _ in range(5):
+            await wire.send(post(INFER, b"{}"))
+            seen.add((await wire.answer()).headers["x-trace-id"])
+        assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["traceparent: 00-" + "g" * 32 + "-b7ad6b7169203331-01"],
+        ["traceparent: " + "0" * 5000],
+        [TRACEPARENT, "tracestate: " + "=" * 2000],
+        ["baggage: " + "k=v," * 2000],
+        ["X-Request-Id: " + "x" * 4000],
+        ["X-Request-Id: a\tb"],
+    ],
+)
+async def test_forged_trace_headers_are_dropped_and_never_fail_a_request(lines: list[str]) -> None:
+    async with running() as here:
+        wire = await here.wire()
+        await wire.send(post(INFER, b"{}", *lines))
+        answer = await wire.answer()
+        assert answer.status == 200
+        assert len(answer.headers["x-request-id"]) == 32

@@ -381,3 +381,27 @@ async def test_configuration_as_json_is_what_perf_tools_read() -> None:
 
 def _anyone(here: Running) -> Any:
     return here.plane._verifier.verify(here.keys.admin.encode())
+
+
+@pytest.mark.parametrize("path", [INFER, "/inference.GRPCInferenceService/ServerLive", "/no.Such/Method"])
+@pytest.mark.parametrize("key", ["", None])
+async def test_every_call_names_its_request_and_its_trace(path: str, key: str | None) -> None:
+    """In its trailers, whether it was answered or refused."""
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    async with running(version()) as here:
+        metadata = [("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"), ("x-request-id", "order-7")]
+        if key is not None:
+            metadata.append(("authorization", f"Bearer {here.keys.predict}"))
+        call = here.unary(path)(raw_request() if path == INFER else b"", metadata=metadata, timeout=10)
+        trailers = dict(await call.trailing_metadata() or ())
+        assert (trailers["x-request-id"], trailers["x-trace-id"]) == ("order-7", trace_id)
+
+
+async def test_forged_trace_metadata_fails_no_call() -> None:
+    async with running(version()) as here:
+        bearer = ("authorization", f"Bearer {here.keys.predict}")
+        for name, value in (("traceparent", "0" * 4000), ("tracestate", "="), ("baggage", "k=v," * 1000)):
+            call = here.unary(INFER)(raw_request(), metadata=[bearer, (name, value)], timeout=10)
+            assert await call
+            trailers = dict(await call.trailing_metadata() or ())
+            assert trailers["x-request-id"] == trailers["x-trace-id"]
