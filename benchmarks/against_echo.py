@@ -69,21 +69,21 @@ def _http_sides(body: bytes, headers: dict[str, str]) -> Iterator[tuple[Side, Si
     with echo("benchmarks.echo") as unit, penstock() as server:
         headers = headers | {"Authorization": f"Bearer {server.api_key}"}
         bare = HttpTarget(f"http://127.0.0.1:{unit.port}/v2/models/product/infer", body, headers)
-        ours = HttpTarget(_push_product(server), body, headers)
+        ours = HttpTarget(push_product(server), body, headers)
         yield Side(functools.partial(load_http, bare), unit.pid), Side(functools.partial(load_http, ours), server.pid)
 
 
 @contextlib.contextmanager
 def _grpc_sides(request: bytes) -> Iterator[tuple[Side, Side]]:
     with echo("benchmarks.grpc_echo") as unit, penstock() as server:
-        _push_product(server)
+        push_product(server)
         credential = {"authorization": f"Bearer {server.api_key}"}
         bare = GrpcTarget(f"127.0.0.1:{unit.port}", request, credential)
         ours = GrpcTarget(server.grpc, request, credential)
         yield Side(functools.partial(load_grpc, bare), unit.pid), Side(functools.partial(load_grpc, ours), server.pid)
 
 
-def _push_product(server: RunningServer) -> str:
+def push_product(server: RunningServer) -> str:
     with tempfile.TemporaryDirectory() as folder:
         artifact = models.product(Path(folder) / "product.onnx")
         return push(server, str(artifact), "product", "--max-batch", MAX_BATCH)

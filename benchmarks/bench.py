@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import against_echo, compute, distributed, footprint, large, micro, overload, report
+from benchmarks import against_echo, compute, distributed, footprint, large, micro, overload, report, telemetry
 from benchmarks.load import generators
 from benchmarks.rows import QUICK, Plan, Row
 
@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[Plan], list[Row]]] = {
     "memory": footprint.memory,
     "child": footprint.child,
     "micro": micro.micro,
+    "telemetry": telemetry.telemetry,
     "distributed": distributed.rest_json,
     "distributed-image": distributed.image,
     "distributed-growth": distributed.growth,
