@@ -54,14 +54,15 @@ def test_two_gateways_answer_on_one_socket(ps: Client) -> None:
 
 
 def test_it_is_watched_by_what_clients_are_told(production: Production) -> None:
-    """Jaeger and Prometheus answer where client.toml says, and the greeting names the same addresses; every process of
-    ours is told where spans go."""
+    """Jaeger and Prometheus are where client.toml says, and the greeting names the same addresses; every process of
+    ours is told where spans go, and scraped."""
     server = production.server
     told = tomllib.loads((server.home / "client.toml").read_text())
     Traces(told["jaeger"], "").services()
-    Metrics(told["prometheus"], server.home / "metrics").targets()
+    metrics = Metrics(told["prometheus"], server.home / "metrics")
     lines = {f"  traces   {told['jaeger']}      Jaeger", f"  metrics  {told['prometheus']}      Prometheus"}
     waited(lambda: lines <= set(server.log.read_text().splitlines()))
     for word in ("control", "workers", "server.gateway_process"):
         for process in production.processes(word):
             assert process.environ()["OTEL_EXPORTER_OTLP_ENDPOINT"].startswith("http://127.0.0.1:")
+    waited(lambda: {"control", "workers", "gateway", "worker"} <= metrics.up())
