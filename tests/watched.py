@@ -48,6 +48,10 @@ class Metrics:
         found: list[Row] = _get(f"{self.url}/api/v1/targets", state="active")["data"]["activeTargets"]
         return found
 
+    def up(self) -> set[str]:
+        """Kinds of processes of which one at least is scraped without an error."""
+        return {target["labels"]["process"] for target in self.targets() if target["health"] == "up"}
+
     @contextmanager
     def scraped(self, port: int, **labels: str) -> Iterator[None]:
         """A process of this machine has left its address."""

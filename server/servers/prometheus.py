@@ -81,7 +81,8 @@ def targets(place: Place) -> Path:
     """`PENSTOCK_HOME/metrics`, where processes leave their addresses; made with its `rules` where it is missing."""
     folder = place.home / "metrics"
     for each in (folder, folder / "rules"):
-        each.mkdir(mode=READABLE, exist_ok=True)
+        each.mkdir(exist_ok=True)
+        each.chmod(READABLE)  # whatever the umask, and whoever made it
     return folder
 
 

@@ -154,6 +154,13 @@ def test_prometheus_scrapes_every_service_of_ours() -> None:
     nodes = {(name, port) for name in ("ray-head", "ray-worker") for port in range(first, first + 16)}
     assert found == {("gateway", first)} | nodes
     assert {target.partition(":")[0] for target in static} | {name for name, _ in found} == ours().keys() - ONE_SHOTS
+    names = {group["labels"]["process"] for group in job["static_configs"]}
+    assert names | {rule["replacement"] for rule in job["relabel_configs"]} == {
+        "control",
+        "workers",
+        "gateway",
+        "worker",
+    }
     *_, option, file = services()["setup"]["command"]
     assert option == "--observe-key"
     assert job["authorization"] == {"credentials_file": f"/run/penstock/{Path(file).name}"}

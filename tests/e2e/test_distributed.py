@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from penstock.client import Client
 
 from tests.production import Production, gateways_in, push_numbered, ready, status, waited
+from tests.watched import Metrics, Traces
 
 ECHO = """\
 class Echo:
@@ -49,3 +51,18 @@ def test_code_runs_beside_the_replica(ps: Client, tmp_path: Path) -> None:
 
 def test_two_gateways_answer_on_one_socket(ps: Client) -> None:
     waited(lambda: len(gateways_in(status(ps))) == 2)
+
+
+def test_it_is_watched_by_what_clients_are_told(production: Production) -> None:
+    """Jaeger and Prometheus are where client.toml says, and the greeting names the same addresses; every process of
+    ours is told where spans go, and scraped."""
+    server = production.server
+    told = tomllib.loads((server.home / "client.toml").read_text())
+    Traces(told["jaeger"], "").services()
+    metrics = Metrics(told["prometheus"], server.home / "metrics")
+    lines = {f"  traces   {told['jaeger']}      Jaeger", f"  metrics  {told['prometheus']}      Prometheus"}
+    waited(lambda: lines <= set(server.log.read_text().splitlines()))
+    for word in ("control", "workers", "server.gateway_process"):
+        for process in production.processes(word):
+            assert process.environ()["OTEL_EXPORTER_OTLP_ENDPOINT"].startswith("http://127.0.0.1:")
+    waited(lambda: {"control", "workers", "gateway", "worker"} <= metrics.up())

@@ -387,11 +387,14 @@ def test_prometheus_looks_where_processes_leave_their_addresses(tmp_path: Path) 
     """In PENSTOCK_HOME/metrics, made with its folder of rules; what it keeps is bounded."""
     place = Place(tmp_path / "a home" / "services", "prometheus")
     place.make()
+    (tmp_path / "a home" / "metrics").mkdir(mode=0o700)
     config = yaml.safe_load(prometheus.configuration(prometheus.targets(place)))
     folder = tmp_path / "a home" / "metrics"
     assert config["rule_files"] == [f"{folder}/rules/*.yml"]
     assert config["scrape_configs"][0]["file_sd_configs"][0]["files"] == [f"{folder}/*.json"]
-    assert (folder / "rules").is_dir()
+    assert [each.stat().st_mode & 0o777 for each in (folder, folder / "rules")] == [0o755, 0o755], (
+        "a container reads it"
+    )
     container = Prometheus().container(place)
     assert f"--web.listen-address=127.0.0.1:{place.remembered('port')}" in container.arguments
     assert {word.partition("=")[0] for word in container.arguments if "retention" in word} == {
