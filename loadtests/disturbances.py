@@ -1,0 +1,72 @@
+"""What is done to a server in its production shape while it is under load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import penstock
+
+from loadtests.processes import Server
+from loadtests.shapes import KILL, UPDATE, WARM_S, Scenario
+
+MODEL = "digits"
+SETTLED_WITHIN_S = 120.0
+
+
+def push_again(server: Server) -> None:
+    """The same artifact as the model's next version, and wait until it serves: a rolling update."""
+    with _client(server) as ps:
+        ps.push(server.home / "samples" / f"{MODEL}.onnx", MODEL, max_batch=64, wait=SETTLED_WITHIN_S)
+
+
+def kill_replica(server: Server) -> None:
+    """End one replica of the model without notice, and wait until there are as many as before."""
+    with _client(server) as ps:
+        before = replicas(ps)
+        os.kill(before[0], signal.SIGKILL)
+        deadline = time.monotonic() + SETTLED_WITHIN_S
+        while before[0] in (now := replicas(ps)) or len(now) < len(before):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the killed replica was not replaced within {SETTLED_WITHIN_S:g} s")
+            time.sleep(0.5)
+
+
+def replicas(ps: penstock.Client) -> list[int]:
+    """Process ids of the model's replicas that serve."""
+    models = {model["name"]: model for model in ps.status()["models"]}
+    versions = models[MODEL]["versions"] if MODEL in models else []
+    return [one["pid"] for version in versions for one in version["where"] if one["state"] == "READY"]
+
+
+DISTURBANCES: dict[str, Callable[[Server], None]] = {UPDATE: push_again, KILL: kill_replica}
+
+
+@contextlib.contextmanager
+def meanwhile(scenario: Scenario, server: Server) -> Iterator[None]:
+    """The scenario's disturbance at its time, on a thread; over when it is. Raises what it raised."""
+    failed: list[BaseException] = []
+
+    def act() -> None:
+        time.sleep(WARM_S + scenario.seconds * scenario.disturbed_at)
+        try:
+            DISTURBANCES[scenario.disturbance](server)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=act, daemon=True) if scenario.disturbance else None
+    if thread is not None:
+        thread.start()
+    yield
+    if thread is not None:
+        thread.join(SETTLED_WITHIN_S + scenario.seconds)
+    if failed:
+        raise failed[0]
+
+
+def _client(server: Server) -> penstock.Client:
+    return penstock.connect(server.url, api_key=server.admin, control=server.control)
