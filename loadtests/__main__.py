@@ -12,21 +12,21 @@ from pathlib import Path
 
 from loadtests import budgets
 from loadtests.job import Job
-from loadtests.judge import Verdict, judged
+from loadtests.judge import Verdict, breaches, judged
 from loadtests.outline import Misread
 from loadtests.processes import stop_on_sigterm
-from loadtests.report import RESULTS, saved, table
+from loadtests.report import RESULTS, header, saved, table
 from loadtests.shapes import IN_CI, SCENARIOS
 
 
 def main(words: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(words)
-    stop_on_sigterm()
     try:
         read = budgets.read(asked.budgets)
     except Misread as error:
         print(error, file=sys.stderr)
         return 2
+    head = header()
     scenarios = asked.only or (tuple(SCENARIOS) if asked.full else IN_CI)
     try:
         seen = Job(read, scenarios, asked.results, hurry=asked.hurry).run()
@@ -35,15 +35,15 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     verdicts = judged(seen)
     print(table(verdicts))
-    print(f"written to {saved(seen, verdicts, asked.results).parent}")
+    print(f"written to {saved(head, seen, verdicts, asked.results).parent}")
     return told_breaches(verdicts)
 
 
 def told_breaches(verdicts: Sequence[Verdict]) -> int:
     """Name each budget that is breached; the exit code."""
-    breached = [verdict for verdict in verdicts if not verdict.kept]
-    for verdict in breached:
-        print(f"breached: {verdict.breach}", file=sys.stderr)
+    breached = breaches(verdicts)
+    for breach in breached:
+        print(f"breached: {breach}", file=sys.stderr)
     return 1 if breached or not verdicts else 0
 
 
@@ -58,4 +58,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    stop_on_sigterm()
     sys.exit(main())

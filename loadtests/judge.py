@@ -36,8 +36,9 @@ class Verdict(NamedTuple):
     @property
     def breach(self) -> str:
         """The budget's name, what was allowed and what was seen."""
-        seen = self.void or f"{amount(self.name, self.measured)} where {amount(self.name, self.limit)} are allowed"
-        return f"{self.budget}: {self.name} {seen}"
+        if self.void:
+            return f"{self.budget}: {self.void}"
+        return f"{self.budget}: {self.name} {amount(self.name, self.measured)}, allowed {amount(self.name, self.limit)}"
 
     def told(self) -> dict[str, Any]:
         return {
@@ -64,6 +65,11 @@ def judge(budget: Budget, rounds: list[Round]) -> list[Verdict]:
 def judged(seen: Iterable[tuple[Budget, list[Round]]]) -> list[Verdict]:
     """The verdicts of a whole job."""
     return [verdict for budget, rounds in seen for verdict in judge(budget, rounds)]
+
+
+def breaches(verdicts: Iterable[Verdict]) -> list[str]:
+    """Each said once."""
+    return list(dict.fromkeys(verdict.breach for verdict in verdicts if not verdict.kept))
 
 
 def amount(name: str, value: float) -> str:

@@ -71,7 +71,8 @@ def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Server:
                     return Server(found["url"], found["grpc"], found["control"], found["api_key"], home, process.pid)
         time.sleep(0.2)
     last = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-    raise RuntimeError(f"the server did not become ready; its last words:\n{last}")
+    how = f"ended with {process.returncode}" if process.returncode is not None else "did not become ready"
+    raise RuntimeError(f"the server {how}; its last words:\n{last}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

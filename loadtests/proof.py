@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from loadtests import budgets
 from loadtests.handicapped import HANDICAPS
 from loadtests.job import Job
-from loadtests.judge import Verdict, judged
+from loadtests.judge import Verdict, breaches, judged
 from loadtests.processes import COMMAND, stop_on_sigterm
 from loadtests.report import RESULTS, header
 from loadtests.shapes import IN_CI, SCENARIOS
@@ -35,18 +35,18 @@ class Run(NamedTuple):
     verdicts: list[Verdict]
 
     @property
-    def breaches(self) -> list[str]:
-        return [verdict.breach for verdict in self.verdicts if not verdict.kept]
+    def breached(self) -> list[str]:
+        return breaches(self.verdicts)
 
     @property
     def as_it_should_be(self) -> bool:
-        return bool(self.verdicts) and bool(self.breaches) is (self.server != UNMODIFIED)
+        return bool(self.verdicts) and bool(self.breached) is (self.server != UNMODIFIED)
 
     def told(self) -> dict[str, Any]:
         return {
             "server": self.server,
             "as_it_should_be": self.as_it_should_be,
-            "breaches": self.breaches,
+            "breaches": self.breached,
             "verdicts": [verdict.told() for verdict in self.verdicts],
         }
 
@@ -71,12 +71,11 @@ def order(runs: int, worse_runs: int) -> list[str]:
 
 def main(words: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(words)
-    stop_on_sigterm()
     read, told, runs = budgets.read(), header(), []
     for server in order(asked.runs, asked.worse_runs):
         seen = Job(read, asked.only or IN_CI, asked.results, command(server), asked.hurry, lambda _: None).run()
         runs.append(Run(server, judged(seen)))
-        print(f"{server}: {'; '.join(runs[-1].breaches) or 'every budget kept'}", flush=True)
+        print(f"{server}: {'; '.join(runs[-1].breached) or 'every budget kept'}", flush=True)
         asked.file.parent.mkdir(parents=True, exist_ok=True)
         asked.file.write_text(json.dumps(told | {"runs": [run.told() for run in runs]}, indent=1) + "\n")
     good = sum(run.as_it_should_be for run in runs)
@@ -96,4 +95,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    stop_on_sigterm()
     sys.exit(main())

@@ -36,10 +36,10 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
     return (str(verdict.budget), verdict.name, amount(verdict.name, verdict.limit), measured, spread, verdict_told)
 
 
-def saved(seen: Seen, verdicts: Sequence[Verdict], folder: Path = RESULTS) -> Path:
-    """load.json and load.png; returns the first."""
+def saved(head: dict[str, Any], seen: Seen, verdicts: Sequence[Verdict], folder: Path = RESULTS) -> Path:
+    """load.json, which begins with `head`, and load.png; returns the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = header() | {
+    told = head | {
         "verdicts": [verdict.told() for verdict in verdicts],
         "seen": {str(budget): [_round(each) for each in rounds] for budget, rounds in seen},
     }
@@ -50,7 +50,7 @@ def saved(seen: Seen, verdicts: Sequence[Verdict], folder: Path = RESULTS) -> Pa
 
 
 def header() -> dict[str, Any]:
-    """When and where."""
+    """When and where; `load_before`: runnable processes of others, if it is made before the job."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, {platform.machine()}",
