@@ -69,6 +69,7 @@ class Side:
             "p95_ms": round(1e3 * self.at(0.95), 3),
             "p99_ms": round(1e3 * self.at(0.99), 3),
             "cpu_us": round(MICRO * self.cpu / max(1, self.answered), 1),
+            "cpu_us_by_turn": [round(MICRO * each, 1) for each in self.segments],
             "histogram": self.latencies.encode().decode(),
         }
 

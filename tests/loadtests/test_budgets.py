@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from loadtests.budgets import FILE, Budget, Misread, Objective, read
+from loadtests.budgets import BUDGET, FILE, OBJECTIVE, Budget, Misread, Objective, read
 from loadtests.shapes import IN_CI, OPEN_LOOP, SCENARIOS
 
 GOOD = """\
@@ -104,6 +105,15 @@ def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(Misread, match=r"binary\.yaml: it is not UTF-8"):
         read(tmp_path / "binary.yaml")
+
+
+def test_the_page_documents_the_schema(tmp_path: Path) -> None:
+    """Its example is a good file; every field and scenario that there is stands in it."""
+    page = (FILE.parents[1] / "docs" / "load-tests.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(read(written(tmp_path, example)).budgets) == 2
+    fields = [f"objective.{name}" for name in OBJECTIVE] + [f".{name}`" for name in BUDGET]
+    assert [name for name in (*fields, *(f"`{name}`" for name in SCENARIOS)) if name not in page] == []
 
 
 def test_the_committed_file_holds_what_the_load_tests_need() -> None:

@@ -107,8 +107,8 @@ def test_a_breach_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_table_shows_each_limit_and_what_was_measured() -> None:
     """One line a limit, the rounds beside the figure that counts."""
     _, first, second = table(judge(budget(p50=1.5, errors=0.01), rounds_of(*[FAST] * 5))).splitlines()
-    assert first.split()[-9:] == "p50 1.5 echoes 2 echoes 2 – 2 BREACHED".split()
-    assert second.split()[-10:] == "errors 1 % 0 % 0 – 0 % kept".split()
+    assert first.split()[-9:] == ["p50", "1.5", "echoes", "2", "echoes", "2", "–", "2", "BREACHED"]
+    assert second.split()[-10:] == ["errors", "1", "%", "0", "%", "0", "–", "0", "%", "kept"]
 
 
 def test_rounds_add_up() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +18,17 @@ from loadtests.job import TENANTS, Job, Site, _check_served
 from loadtests.judge import judged
 from loadtests.processes import ECHO, GRPC_ECHO, Server, cpu_seconds, echo, with_tenants
 from loadtests.report import header, saved
-from loadtests.seen import Outcome, Round, Side, whole
+from loadtests.seen import Outcome, Side, whole
 from loadtests.shapes import OPEN_LOOP, ROUNDS
-from loadtests.targets import GrpcTarget, HttpTarget
+from loadtests.targets import GrpcTarget, HttpTarget, Target
 from tests.running import RunningServer
 
 OBJECTIVE = Objective(errors=0.001, late=0.01, late_after_ms=5000)
 LIMITS = {"p50": 1000.0, "p95": 1000.0, "p99": 1000.0, "errors": 0.0, "late": 1.0}
 EACH = (("digits", "rest-json"), ("iris", "rest-binary"), ("digits", "grpc"))
+
+
+def silent(step: str) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def budgets(scenario: str, load: float, *each: tuple[str, str]) -> Budgets:
 @pytest.mark.parametrize("each", EACH, ids=" ".join)
 def test_the_open_loop_measures_both_sides(each: tuple[str, str], site: Site, tmp_path: Path) -> None:
     """Over each transport: all that was sent is answered, latency and CPU of both sides are there."""
-    job = Job(budgets(OPEN_LOOP, 40, each), (OPEN_LOOP,), tmp_path, hurry=12, say=str)
+    job = Job(budgets(OPEN_LOOP, 40, each), (OPEN_LOOP,), tmp_path, hurry=12, say=silent)
     ((_, rounds),) = job.scenario(OPEN_LOOP, site)
     assert len(rounds) == ROUNDS
     for side in whole(rounds):
@@ -54,7 +59,7 @@ def test_the_open_loop_measures_both_sides(each: tuple[str, str], site: Site, tm
 
 def test_locust_runs_its_users_over_each_transport(site: Site, tmp_path: Path) -> None:
     """REST in JSON and binary, and gRPC, at once; Locust's report, JSON and a plot are there afterwards."""
-    job = Job(budgets("steady", 2, *EACH), ("steady",), tmp_path, hurry=5, say=str)
+    job = Job(budgets("steady", 2, *EACH), ("steady",), tmp_path, hurry=5, say=silent)
     seen = job.scenario("steady", site)
     assert [budget.transport for budget, _ in seen] == ["rest-json", "rest-binary", "grpc"]
     for _, rounds in seen:
@@ -81,7 +86,7 @@ def test_each_tenant_asks_in_turn(site: Site) -> None:
 
 async def test_a_refused_request_is_an_error(site: Site) -> None:
     """A key that is none, over HTTP and gRPC; a server that is not there."""
-    targets = [
+    targets: list[Target] = [
         HttpTarget(site.server.url, "rest-json", "digits", ["psk_none"]),
         GrpcTarget(site.server.grpc, "digits", ["psk_none"]),
         HttpTarget("http://127.0.0.1:9", "rest-json", "digits", ["psk_none"]),
@@ -98,8 +103,6 @@ class Stuck:
         self.calls = 0
 
     async def call(self) -> Outcome:
-        import time
-
         self.calls += 1
         if self.calls == 1:
             time.sleep(0.1)
@@ -142,7 +145,7 @@ def test_the_gate_goes_red(
         "      - {scenario: open-loop, transport: rest-json, load: 40 arrivals/s, p50: 0.01 echoes, errors: 1 %,"
         " late: 100 %}\n"
     )
-    monkeypatch.setattr(Job, "_site", lambda *_: _given(site))
+    monkeypatch.setattr(Job, "_site", lambda *_: contextlib.nullcontext(site))
     words = ["--only", OPEN_LOOP, "--budgets", str(file), "--results", str(tmp_path), "--hurry", "12"]
     assert main(words) == 1
     told = capsys.readouterr()
@@ -152,22 +155,7 @@ def test_the_gate_goes_red(
     assert told.err.count("breached:") == 1
 
 
-class _given:
-    def __init__(self, site: Site) -> None:
-        self._site = site
-
-    def __enter__(self) -> Site:
-        return self._site
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 def test_cpu_time_of_a_process_is_exact(site: Site) -> None:
     """And never goes back: the server has used some."""
     before = cpu_seconds(site.server.pid)
     assert 0 < before <= cpu_seconds(site.server.pid)
-
-
-def test_rounds_have_sides() -> None:
-    """Which is whose."""
-    assert Round._fields == ("ours", "echo")
