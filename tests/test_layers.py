@@ -27,6 +27,8 @@ MORE_ARROWS: dict[str, tuple[str, ...]] = {
 }
 """Single files: hosts of workers; and what makes a server worse from outside, so that it needs no switch for that."""
 
+LOCUST = ("locust", "gevent")
+
 
 def within(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
@@ -52,12 +54,22 @@ def breaches(path: str, source: str) -> list[str]:
     ]
 
 
+def _folder(package: str) -> Path:
+    return ROOT / "client" / package if package == "penstock" else ROOT / package
+
+
 @pytest.mark.parametrize("package", ARROWS)
 def test_every_import_follows_an_arrow(package: str) -> None:
     """No package imports one that the table gives it no arrow to."""
-    folder = ROOT / "client" / package if package == "penstock" else ROOT / package
-    files = sorted(folder.rglob("*.py"))
+    files = sorted(_folder(package).rglob("*.py"))
     assert [breach for file in files for breach in breaches(str(file.relative_to(ROOT)), file.read_text())] == []
+
+
+def test_only_load_tests_import_locust() -> None:
+    """Nor gevent, which patches Python: the one set of packages that no server and no client has."""
+    files = [file for package in OURS if package != "loadtests" for file in _folder(package).rglob("*.py")]
+    importing = [str(file) for file in files for _, module in imported(file.read_text()) if within(module, LOCUST)]
+    assert importing == []
 
 
 @pytest.mark.parametrize(
