@@ -4,7 +4,9 @@
 # make check  format, lint, types
 # make bench  measure against the echo; ARGS="--quick --only rest-json" narrows it
 # make simulate   the batching policy in virtual time, beside other rules and the optimum; ARGS as for bench
-.PHONY: up up-distributed test check bench simulate requirements
+# make load   hold the server to its latency budgets, as CI does; load-full: every scenario; load-proof: by hand, an hour
+# make alerts   Prometheus rules from the same budgets
+.PHONY: up up-distributed test check bench simulate load load-full load-proof alerts requirements
 
 up:
 	@sh requirements/install workers
@@ -31,6 +33,22 @@ bench:
 simulate:
 	@sh requirements/install dev
 	.venv/bin/python -m benchmarks.simulation $(ARGS)
+
+load:
+	@sh requirements/install dev
+	.venv/bin/python -m loadtests $(ARGS)
+
+load-full:
+	@sh requirements/install dev
+	.venv/bin/python -m loadtests --full $(ARGS)
+
+load-proof:
+	@sh requirements/install dev
+	.venv/bin/python -m loadtests.proof $(ARGS)
+
+alerts:
+	@sh requirements/install dev
+	.venv/bin/python -m loadtests.alerts deploy/alerts.yml
 
 # One resolution for all: the largest set first, the others under its versions. `UPGRADE=--upgrade` moves the unpinned.
 COMPILE = cd requirements && ../.venv/bin/uv pip compile --quiet --universal --fork-strategy fewest \

@@ -21,11 +21,11 @@ import psutil
 
 from benchmarks import models
 from benchmarks.against_echo import MAX_BATCH, ONE
-from benchmarks.http_client import http_request
 from benchmarks.large import IMAGE, Caller
 from benchmarks.load import HttpTarget, Load, load_http
 from benchmarks.processes import cpu_seconds, echo, penstock, push
 from benchmarks.rows import Plan, Row, alternating, median, ratio
+from loadtests.http_client import http_request
 from tests.running import COMMAND, RunningServer
 
 GOALS = {32: 0.5, 128: 1.0}

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import models
-from benchmarks.http_client import http_request
 from benchmarks.load import percentile
 from benchmarks.processes import echo, penstock, push
 from benchmarks.rows import Plan, Row, alternating, median
+from loadtests.http_client import http_request
 
 IMAGE = np.ones((1, 3, 224, 224), np.float32)
 

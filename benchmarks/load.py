@@ -25,7 +25,7 @@ import uvloop
 from google.protobuf import descriptor_pb2
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from benchmarks.http_client import Connection, http_request
+from loadtests.http_client import Connection, http_request
 
 HERE = Path(__file__).parent
 GHZ = "github.com/bojand/ghz/cmd/ghz@v0.93.0"

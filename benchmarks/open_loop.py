@@ -12,8 +12,8 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from benchmarks.http_client import Connection, http_request
 from benchmarks.load import HttpTarget
+from loadtests.http_client import Connection, http_request
 
 
 class Answer(NamedTuple):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from core import errors
+
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
 
@@ -32,8 +34,8 @@ REQUESTS = Metric(
     "penstock_requests",
     COUNTER,
     (*_VERSION, "outcome"),
-    "Requests by outcome: ok; refused (by the caller's fault, or for want of room); failed (model or server); late "
-    "(the deadline passed); cancelled (the client left)",
+    "Requests by outcome: ok; invalid (the caller's fault); refused (for want of room, or not ready); failed (model or "
+    "server); late (the deadline passed); cancelled (the client left)",
 )
 REFUSALS = Metric(
     "penstock_refusals", COUNTER, (*_VERSION, "reason"), "Requests without an answer, by the error's reason"
@@ -78,14 +80,18 @@ METRICS = (*GATEWAY, *WORKER, DEPLOYED, SPANS)
 OTHER = "other"
 TENANTS_NAMED = 100
 
-OK, REFUSED, FAILED, LATE, CANCELLED = "ok", "refused", "failed", "late", "cancelled"
-OUTCOMES = (OK, REFUSED, FAILED, LATE, CANCELLED)
-_FAILURES = {"internal": FAILED, "model_failed": FAILED, "worker_lost": FAILED, "deadline_exceeded": LATE}
+OUTCOMES = OK, INVALID, REFUSED, FAILED, LATE, CANCELLED = "ok", "invalid", "refused", "failed", "late", "cancelled"
+_BY_CLASS = (
+    (errors.DeadlineExceeded, LATE),
+    ((errors.Internal, errors.ModelFailed, errors.WorkerLost), FAILED),
+    ((errors.Unavailable, errors.QuotaExceeded), REFUSED),
+)
 
 
 def outcome_of(reason: str) -> str:
     """What an error's reason counts as."""
-    return _FAILURES.get(reason, REFUSED)
+    kind = errors.BY_REASON.get(reason, errors.Internal)
+    return next((outcome for classes, outcome in _BY_CLASS if issubclass(kind, classes)), INVALID)
 
 
 class Attribute(NamedTuple):

@@ -18,10 +18,16 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "control": ("core", "repository"),
     "server": ("core", "repository", "workers", "gateway", "control", "penstock"),
     "penstock": (),
-    "loadtests": (),
+    "loadtests": ("penstock",),
     "benchmarks": ("core", "repository", "workers", "gateway", "control", "penstock", "loadtests", "tests"),
 }
-HOSTS_OF_WORKERS = {f"gateway/transports/{name}.py" for name in ("inproc", "process", "connect")}
+MORE_ARROWS: dict[str, tuple[str, ...]] = {
+    **{f"gateway/transports/{name}.py": ("workers",) for name in ("inproc", "process", "connect")},
+    "loadtests/handicapped.py": ("gateway", "workers"),
+}
+"""Single files: hosts of workers; and what makes a server worse from outside, so that it needs no switch for that."""
+
+LOCUST = ("locust", "gevent")
 
 
 def within(module: str, packages: tuple[str, ...]) -> bool:
@@ -40,7 +46,7 @@ def imported(source: str) -> Iterator[tuple[int, str]]:
 def breaches(path: str, source: str) -> list[str]:
     """Imports of our own packages that the table does not allow to the file at `path` (relative to the root)."""
     package = path.removeprefix("client/").split("/")[0]
-    allowed = (package, *ARROWS[package], *(("workers",) if path in HOSTS_OF_WORKERS else ()))
+    allowed = (package, *ARROWS[package], *MORE_ARROWS.get(path, ()))
     return [
         f"{path}:{line} imports {module}"
         for line, module in imported(source)
@@ -48,12 +54,22 @@ def breaches(path: str, source: str) -> list[str]:
     ]
 
 
+def _folder(package: str) -> Path:
+    return ROOT / "client" / package if package == "penstock" else ROOT / package
+
+
 @pytest.mark.parametrize("package", ARROWS)
 def test_every_import_follows_an_arrow(package: str) -> None:
     """No package imports one that the table gives it no arrow to."""
-    folder = ROOT / "client" / package if package == "penstock" else ROOT / package
-    files = sorted(folder.rglob("*.py"))
+    files = sorted(_folder(package).rglob("*.py"))
     assert [breach for file in files for breach in breaches(str(file.relative_to(ROOT)), file.read_text())] == []
+
+
+def test_only_load_tests_import_locust() -> None:
+    """Nor gevent, which patches Python: the one set of packages that no server and no client has."""
+    files = [file for package in OURS if package != "loadtests" for file in _folder(package).rglob("*.py")]
+    importing = [str(file) for file in files for _, module in imported(file.read_text()) if within(module, LOCUST)]
+    assert importing == []
 
 
 @pytest.mark.parametrize(
@@ -69,6 +85,11 @@ def test_every_import_follows_an_arrow(package: str) -> None:
         ("control/api.py", "if TYPE_CHECKING:\n    from gateway.routes import Routes", False),
         ("repository/store.py", "from server import up", False),
         ("benchmarks/bench.py", "import server.up", False),
+        ("loadtests/job.py", "from penstock import wire", True),
+        ("loadtests/job.py", "from benchmarks.echo import app", False),
+        ("loadtests/job.py", "import core.settings", False),
+        ("loadtests/handicapped.py", "from gateway.dataplane import DataPlane", True),
+        ("loadtests/handicapped.py", "from server.up import up", False),
         ("client/penstock/sdk.py", "from core.names import check", False),
         ("client/penstock/sdk.py", "from penstock.wire import Tensor", True),
         ("workers/host.py", "import numpy, repository.records", True),

@@ -13,10 +13,10 @@ from tritonclient.grpc import service_pb2 as pb
 from benchmarks import against_echo, models, open_loop, report
 from benchmarks.bench import PARTS, main, measured
 from benchmarks.echo import HEADER_LENGTH, echoed
-from benchmarks.http_client import Connection, http_request
 from benchmarks.load import GrpcTarget, HttpTarget, Load, _call_grpc_loop, _ghz_load, _load_http, percentile
 from benchmarks.processes import Echo, cpu_seconds, echo, rss_bytes
 from benchmarks.rows import QUICK, Plan, Row, alternating
+from loadtests.http_client import Connection, http_request
 
 ONE = np.ones((1, 4), np.float32)
 
