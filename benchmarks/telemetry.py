@@ -118,7 +118,7 @@ def _jaeger() -> Iterator[dict[str, str]]:
         environment = clean_environment() | {"PENSTOCK_HOME": folder}
 
         def services(*words: str) -> str:
-            command = [COMMAND, "services", *words]
+            command = [str(COMMAND), "services", *words]
             return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
         services("up", "--only", "jaeger")

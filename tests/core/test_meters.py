@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, HistogramDataPoint, Sum
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
-from prometheus_client.openmetrics.exposition import generate_latest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.openmetrics import exposition, parser
 
 from core import meters, otlp_metrics, telemetry
 from core.meters import Tenants, counters, durations, gauges, histograms
@@ -29,12 +29,20 @@ class Source:
         yield gauges(telemetry.QUEUED, {KEY: 2})
 
 
+parse: Any = parser.text_string_to_metric_families
+render: Any = exposition.generate_latest
+
+
+def text_of(registry: CollectorRegistry) -> str:
+    return str(render(registry).decode())
+
+
 def told(source: Source) -> dict[str, dict[tuple[str, ...], float]]:
     """Through the format and Prometheus' parser for it: sample → labels' values → value."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(source)
     found: dict[str, dict[tuple[str, ...], float]] = {}
-    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+    for family in parse(text_of(registry)):
         for sample in family.samples:
             labels = tuple(
                 sample.labels[name] for name in ("model", "version", "outcome", "le") if name in sample.labels
@@ -62,7 +70,7 @@ def test_an_example_stands_beside_its_bucket() -> None:
     source.took.show(5_000_000, 0xABC)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(source)
-    (line,) = [line for line in generate_latest(registry).decode().splitlines() if "trace_id" in line]
+    (line,) = [line for line in text_of(registry).splitlines() if "trace_id" in line]
     assert 'le="0.01"' in line
     assert f'# {{trace_id="{0xABC:032x}"}} 0.005' in line
 

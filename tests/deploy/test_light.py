@@ -20,8 +20,8 @@ LATE = "repository.mongo, repository.gridfs"
         f"server.setup, {LATE}",
     ],
 )
-def test_nothing_that_runs_models_is_imported(modules: str) -> None:
-    """By none of a process's modules; their image does not hold it."""
-    code = f"import sys, {modules}; print([name for name in {HEAVY!r} if name in sys.modules])"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert told.stdout.strip() == "[]"
+def test_nothing_that_runs_models_is_needed(modules: str) -> None:
+    """By none of a process's modules; their image does not hold it. A library may look for one, and do without."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); import {modules}; print('imported')"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (told.stdout.strip(), told.stderr) == ("imported", "")

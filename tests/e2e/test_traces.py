@@ -12,7 +12,8 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +103,7 @@ def watched(production: Production, ps: Client) -> Watched:
     return Watched(production.server)
 
 
-Ask = Callable[[str, str], Awaitable[str]]
+Ask = Callable[[str, str], Coroutine[Any, Any, str]]
 """(trace id, parent's id) → the trace id that the answer named."""
 
 
@@ -259,7 +260,7 @@ async def test_prometheus_finds_every_process_and_what_they_count(
         'sum(process_cpu_seconds_total{process="worker"})',
         'sum(penstock_spans_total{outcome="exported"})',
     ):
-        await asyncio.to_thread(waited, lambda expression=expression: watched.value(expression) > 0)
+        await asyncio.to_thread(waited, partial(watched.value, expression))
 
 
 def test_nothing_of_it_listens_beyond_loopback(production: Production) -> None:

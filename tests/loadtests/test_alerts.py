@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import penstock
 import pytest
 import yaml
 
@@ -15,10 +19,11 @@ from core.settings import Settings
 from loadtests import alerts
 from loadtests.alerts import BURNS, WINDOWS, main, rendered, rules
 from loadtests.budgets import Budgets, Objective, read
+from tests.running import RunningServer
+from tests.watched import Metrics
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "deploy" / "alerts.yml"
-PROMTOOL = shutil.which("promtool")
 ONE = Budgets({"digits": Objective(errors=0.001, late=0.01, late_after_ms=50)}, ())
 
 
@@ -63,28 +68,31 @@ def test_an_objective_that_no_burn_could_reach_is_refused() -> None:
 
 def test_bounds_of_objectives_are_buckets_of_the_server() -> None:
     """An alert can count only what has a bucket: PENSTOCK_METRICS_BUCKETS_MS holds every `late_after`."""
-    buckets = getattr(Settings(), "metrics_buckets_ms", None)
-    if buckets is None:
-        pytest.skip("the servers have no setting metrics_buckets_ms")
-    bounds = [float(each) for each in (buckets.split(",") if isinstance(buckets, str) else buckets)]
+    bounds = Settings().metrics_buckets_ms
     assert [each.late_after_ms for each in read().objectives.values() if each.late_after_ms not in bounds] == []
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="there is no promtool")
-def test_prometheus_takes_the_rules() -> None:
+@pytest.fixture
+def promtool(prometheus: Metrics) -> str:
+    """It comes with Prometheus."""
+    found = shutil.which("promtool")
+    assert found is not None
+    return found
+
+
+def test_prometheus_takes_the_rules(promtool: str) -> None:
     """`promtool check rules`, which warns of duplicates too."""
-    done = subprocess.run([str(PROMTOOL), "check", "rules", str(COMMITTED)], capture_output=True, text=True)
+    done = subprocess.run([promtool, "check", "rules", str(COMMITTED)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="there is no promtool")
-def test_a_burning_budget_pages_and_a_kept_one_does_not(tmp_path: Path) -> None:
+def test_a_burning_budget_pages_and_a_kept_one_does_not(tmp_path: Path, promtool: str) -> None:
     """In Prometheus's own evaluation: 2 % of errors for ten minutes after an hour of them page, 0.05 % do nothing, and
     so for answers over 50 ms, whose alert names the transport."""
     (tmp_path / "alerts.yml").write_text(rendered(ONE))
     (tmp_path / "test.yml").write_text(yaml.safe_dump(_scenes()))
-    done = subprocess.run([str(PROMTOOL), "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([promtool, "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -156,7 +164,20 @@ def test_rules_of_a_bad_file_are_not_made(tmp_path: Path, capsys: pytest.Capture
     assert (tmp_path / "alerts.yml").read_text().startswith(alerts.HEADER)
 
 
-@pytest.mark.skip(reason="needs a Prometheus that scrapes a server of ours")
-def test_every_series_of_the_rules_is_found_at_a_scraped_server() -> None:
-    """Load, a refusal and a late answer leave no expression of the rules without a result: names, labels and the bound
-    of each bucket are those that the server exposes."""
+def test_every_series_of_the_rules_is_found_at_a_scraped_server(
+    running_server: RunningServer, prometheus: Metrics
+) -> None:
+    """No expression of the rules is without a result: names, labels and the bound of each bucket are those that the
+    server exposes."""
+    with penstock.connect(running_server.url, api_key=running_server.api_key) as ps:
+        for model, value in (("digits", np.zeros((1, 8, 8))), ("iris", np.ones((1, 4)))):
+            ps.predict(model, value)
+        (told,) = (running_server.home / "metrics").glob("embedded-*.json")
+        port = int(json.loads(told.read_text())[0]["targets"][0].rpartition(":")[2])
+        recorded = [rule["expr"] for rule in group("penstock-shares")]
+        deadline = time.monotonic() + 90
+        with prometheus.scraped(port, process="embedded"):
+            while missing := [each for each in recorded if not prometheus.value(each)]:
+                ps.predict("digits", np.zeros((1, 8, 8)))
+                assert time.monotonic() < deadline, missing
+                time.sleep(1)
