@@ -3,10 +3,11 @@
 # make test   everything the tests promise, with coverage
 # make check  format, lint, types
 # make bench  measure against the echo; ARGS="--quick --only rest-json" narrows it
+# make bench-peers   measure beside other inference servers, each in an environment of its own; ARGS as for bench
 # make simulate   the batching policy in virtual time, beside other rules and the optimum; ARGS as for bench
 # make load   hold the server to its latency budgets, as CI does; load-full: every scenario; load-proof: by hand, an hour
 # make alerts   Prometheus rules from the same budgets
-.PHONY: up up-distributed test check bench simulate load load-full load-proof alerts requirements
+.PHONY: up up-distributed test check bench bench-peers simulate load load-full load-proof alerts requirements
 
 up:
 	@sh requirements/install workers
@@ -29,6 +30,10 @@ check:
 bench:
 	@sh requirements/install dev
 	.venv/bin/python -m benchmarks.bench $(ARGS)
+
+bench-peers:
+	@sh requirements/install dev
+	.venv/bin/python -m benchmarks.peers $(ARGS)
 
 simulate:
 	@sh requirements/install dev
@@ -58,3 +63,4 @@ requirements:
 	$(COMPILE) -o dev.txt dev.in
 	$(COMPILE) -o uv.txt uv.in
 	for set in client gateway workers load; do ($(COMPILE) -c dev.txt -o $$set.txt $$set.in) || exit 1; done
+	for peer in benchmarks/peers/requirements/*.in; do ($(COMPILE) -o ../$${peer%.in}.txt ../$$peer) || exit 1; done
