@@ -60,6 +60,10 @@ class Shape:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.server.api_key}"}
 
+    def roots(self) -> list[int]:
+        """Processes whose trees are the whole of it."""
+        return [self.server.pid, self._broker, self._pid("mongo"), self._head]
+
     def replicas(self) -> list[int]:
         """Process ids of those of the product that serve."""
         status = httpx.get(f"{self.server.control}/api/v1/status", headers=self.headers, timeout=30).json()

@@ -43,7 +43,12 @@ VECTOR_SIGNATURE = {
 
 def product(path: Path) -> Path:
     """FP32[N,4] → FP32[N,4], one 4×4 product."""
-    return _save(path, [4], [4], [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": _random(4, 4)})
+    return _save(path, [4], [4], [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": product_weights()})
+
+
+def product_weights() -> Rows:
+    """The product's own: FP32[4,4]."""
+    return _random(4, 4)
 
 
 def mlp(path: Path, width: int = 2048, layers: int = 10) -> Path:

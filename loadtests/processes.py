@@ -99,7 +99,7 @@ def with_tenants(running: Server, names: Sequence[str]) -> Server:
 @contextlib.contextmanager
 def echo(module: str, *arguments: str) -> Iterator[Echo]:
     """A bare server of `benchmarks` (`echo`, `grpc_echo`, …) on a free port."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", module, str(port), *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
     try:
@@ -136,7 +136,7 @@ def family(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
