@@ -27,7 +27,7 @@ from tests.running import clean_environment
 SERVED = Path(__file__).parent / "served"
 MAX_BATCH, MAX_IMAGES = 64, 8
 """Rows of a batch at most, the same for all: of products, of images."""
-STARTS_WITHIN_S = 150
+STARTS_WITHIN_S = 240
 ENDS_WITHIN_S = 15
 
 

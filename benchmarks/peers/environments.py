@@ -44,7 +44,8 @@ def _make(place: Path, pins: Path, interpreter: str) -> None:
     uv = str(Path(sys.executable).parent / "uv")
     _run([uv, "venv", "--quiet", "--clear", "--python", interpreter, str(place)])
     python = str(place / "bin" / "python")
-    _run([uv, "pip", "install", "--quiet", "--python", python, "--require-hashes", "-r", str(pins)])
+    flags = ["--quiet", "--compile-bytecode", "--require-hashes"]  # compiled: the first start is like the others
+    _run([uv, "pip", "install", *flags, "--python", python, "-r", str(pins)])
 
 
 def _run(command: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import models
 from benchmarks.distributed import shape
+from benchmarks.load import GrpcTarget
 from benchmarks.peers import asks
 from benchmarks.peers.asks import CORNER, PRODUCT
 from benchmarks.peers.base import MAX_BATCH, MAX_IMAGES, Peer, Served
@@ -42,7 +43,7 @@ def _push(server: RunningServer, model: str) -> None:
         push(server, str(make(Path(folder) / f"{model}.onnx")), model, "--max-batch", str(max_batch))
 
 
-def _told(server: RunningServer) -> tuple[dict[str, asks.Ask], dict[str, asks.GrpcTarget]]:
+def _told(server: RunningServer) -> tuple[dict[str, asks.Ask], dict[str, GrpcTarget]]:
     key = f"Bearer {server.api_key}"
     headers, metadata = {"Authorization": key}, {"authorization": key}
     rest = {

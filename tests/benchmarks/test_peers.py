@@ -85,7 +85,12 @@ def test_an_environment_has_a_folder_for_its_pins(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(environments, "PINS", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made: list[Path] = []
-    monkeypatch.setattr(environments, "_make", lambda place, *_: (place.mkdir(parents=True), made.append(place)))
+
+    def make(place: Path, *_: object) -> None:
+        place.mkdir(parents=True)
+        made.append(place)
+
+    monkeypatch.setattr(environments, "_make", make)
     for pins in ("a==1", "a==1", "a==2"):
         (tmp_path / "some.txt").write_text(pins)
         assert environments.environment("some").parent.parent in made
