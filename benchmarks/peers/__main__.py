@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -24,6 +25,9 @@ def main(arguments: list[str]) -> int:
     """1 where a measurement is void, 0 else: a missed goal or a server that cannot be had is a result."""
     asked = _parse(arguments)
     plan = plan_of(asked)
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ends the server that runs, and tells of the rounds so far
     load_before = os.getloadavg()[0]
     begun = time.monotonic()
     measured = measure([PEERS[name] for name in asked.only], plan)

@@ -7,7 +7,9 @@ through them the other way round, and measures the echo after the server instead
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import httpx
@@ -86,9 +88,13 @@ class Failure(msgspec.Struct, kw_only=True):
     form: str = ""
 
 
-class Measured(NamedTuple):
+@dataclass
+class Measured:
+    """What the rounds have given so far."""
+
     seen: list[Seen]
     failures: list[Failure]
+    interrupted: bool = False
 
 
 class Target(NamedTuple):
@@ -114,15 +120,17 @@ def measure(peers: list[Peer], plan: Plan) -> Measured:
             for number in range(plan.rounds):
                 for peer in peers if number % 2 == 0 else reversed(peers):
                     if sum(failed.peer == peer.name and not failed.form for failed in measured.failures) < TRIES:
+                        begun = time.monotonic()
+                        print(f"round {number + 1} of {plan.rounds}: {peer.title} … ", end="", flush=True)
                         _visit(peer, number, plan, {REST: rest.port, GRPC: grpc.port}, measured)
+                        print(f"{time.monotonic() - begun:.0f} s", flush=True)
     except KeyboardInterrupt:
-        print("interrupted: what follows is of the rounds so far", flush=True)
+        measured.interrupted = True
     return measured
 
 
 def _visit(peer: Peer, number: int, plan: Plan, echoes: Echoes, into: Measured) -> None:
     """One round of one server. A server that fails is told of, and does not end the others' round."""
-    print(f"round {number + 1} of {plan.rounds}: {peer.title} …", flush=True)
     wanted = {PRODUCT: {REST, GRPC}, CORNER: {IMAGE, IMAGE_GRPC}}
     for which in peer.starts:
         if not any(wanted[model] & set(plan.forms) for model in which):

@@ -62,6 +62,7 @@ class Told(msgspec.Struct, kw_only=True):
     generators: dict[str, str]
     load_before: float
     quick: bool
+    interrupted: bool
     rounds: int
     seconds: int
     """Of each measurement."""
@@ -82,6 +83,7 @@ def tell(
         generators=where.generators,
         load_before=where.load_before,
         quick=plan.quick,
+        interrupted=measured.interrupted,
         rounds=plan.rounds,
         seconds=plan.seconds,
         took_s=round(took_s),
@@ -212,6 +214,8 @@ def _head(told: Told) -> str:
     ]
     if told.quick:
         lines.append("A quick run: not to be quoted.")
+    if told.interrupted:
+        lines.append("Interrupted before the end: some servers have fewer rounds than others.")
     if told.load_before > report.BUSY:
         lines.append(
             f"The machine was busy with other work (load {told.load_before:g} before): repeat it on a quiet one."

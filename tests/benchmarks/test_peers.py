@@ -267,6 +267,19 @@ def test_rounds_alternate_and_a_failure_ends_no_other(monkeypatch: pytest.Monkey
     assert measured.failures == [Failure(peer="mlserver", why="no such option")] * 2
 
 
+def test_an_interrupted_run_tells_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that it was interrupted."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds, "_visit", interrupted)
+    measured = rounds.measure([PEERS["triton"]], Plan())
+    assert measured == Measured([], [], interrupted=True)
+    result = told.tell(["triton"], measured, Plan(), {"http": "wrk", "grpc": "ghz"}, 0, 0)
+    assert "Interrupted before the end" in told.text(result)
+
+
 def test_a_wrong_answer_ends_a_form_before_it_is_measured() -> None:
     """No load is put on it."""
 
