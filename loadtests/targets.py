@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import grpc
 
@@ -27,15 +27,22 @@ class Target(Protocol):
     async def close(self) -> None: ...
 
 
+class _Tenant(NamedTuple):
+    """`idle`: connections, and since when (monotonic seconds)."""
+
+    request: bytes
+    idle: list[tuple[Connection, float]]
+
+
 class HttpTarget:
-    """Keep-alive connections; who finds none free waits for one, and the wait counts."""
+    """Keep-alive connections, each tenant's its own; who finds none free waits for one, and the wait counts."""
 
     def __init__(self, url: str, transport: str, model: str, keys: Sequence[str]) -> None:
         body, headers = payloads.rest(model, transport)
         made = [http_request(url + payloads.path(model), body, self._headers(headers, key)) for key in keys]
         _, self._host, self._port = made[0]
-        self._requests = itertools.cycle([request for request, _, _ in made])
-        self._idle: list[tuple[Connection, float]] = []
+        self._tenants = [_Tenant(request, []) for request, _, _ in made]
+        self._turns = itertools.cycle(self._tenants)
         self._free = asyncio.Semaphore(CONNECTIONS)
 
     @staticmethod
@@ -45,31 +52,32 @@ class HttpTarget:
     async def call(self) -> Outcome:
         async with self._free:
             try:
-                return await asyncio.wait_for(self._call(), PATIENCE_S)
+                return await asyncio.wait_for(self._call(next(self._turns)), PATIENCE_S)
             except (OSError, TimeoutError):
                 return Outcome.ERROR
 
-    async def _call(self) -> Outcome:
-        connection = await self._fresh()
-        status, _ = await connection.call(next(self._requests))
+    async def _call(self, tenant: _Tenant) -> Outcome:
+        connection = await self._fresh(tenant.idle)
+        status, _ = await connection.call(tenant.request)
         if connection.is_open:
-            self._idle.append((connection, time.monotonic()))
+            tenant.idle.append((connection, time.monotonic()))
         if 200 <= status < 300:
             return Outcome.OK
         return Outcome.LATE if status == 504 else Outcome.ERROR
 
-    async def _fresh(self) -> Connection:
+    async def _fresh(self, idle: list[tuple[Connection, float]]) -> Connection:
         """The one used last, so that a burst's surplus goes unused and is dropped before the server hangs up on it."""
-        while self._idle:
-            connection, since = self._idle.pop()
+        while idle:
+            connection, since = idle.pop()
             if connection.is_open and time.monotonic() - since < FRESH_S:
                 return connection
             await connection.close()
         return await Connection.open(self._host, self._port)
 
     async def close(self) -> None:
-        for connection, _ in self._idle:
-            await connection.close()
+        for tenant in self._tenants:
+            for connection, _ in tenant.idle:
+                await connection.close()
 
 
 class GrpcTarget:
