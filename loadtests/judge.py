@@ -98,7 +98,7 @@ def _figure(name: str, seen: Round) -> float:
     if name in SHARES:
         return _share(name, seen.ours)
     if name == CPU:
-        return _ratio(_cpu(seen.ours), _cpu(seen.echo))
+        return _cpu(seen)
     share = int(name.removeprefix("p")) / 100
     return _ratio(seen.ours.at(share), seen.echo.at(share))
 
@@ -107,9 +107,11 @@ def _share(name: str, side: Side) -> float:
     return (side.errors if name == "errors" else side.late) / side.sent if side.sent else math.inf
 
 
-def _cpu(side: Side) -> float:
-    """Seconds a request: the median of its turns, which a burst of something else's does not move."""
-    return statistics.median(side.segments) if side.segments else 0.0
+def _cpu(seen: Round) -> float:
+    """The median, over turns, of a request's CPU by the echo's of the turn beside: what else the machine does moves
+    both, and a burst of it only some pairs. (The ratio of two medians moves: they may be of different moments.)"""
+    pairs = [_ratio(ours, echo) for ours, echo in zip(seen.ours.segments, seen.echo.segments, strict=True)]
+    return statistics.median(pairs) if pairs else math.inf
 
 
 def _ratio(ours: float, echo: float) -> float:

@@ -29,7 +29,7 @@ class Side:
         self.cpu = 0.0
         """Seconds that its processes took."""
         self.segments: list[float] = []
-        """CPU seconds a request, of each stretch that it had the load for itself."""
+        """CPU seconds a request, of each turn that it had the load for itself; 0 where none was answered."""
 
     def __repr__(self) -> str:
         return f"<Side {self.answered} answered, {self.late} late, {self.errors} errors, p50 {self.at(0.5):.2g} s>"
