@@ -235,7 +235,8 @@ class Commands:
         """Point `alias` at a version, which workers then keep loaded.
 
         Where the model is being served the version is loaded first, so that requests by the alias never wait for it.
-        Raises NotFound for an unknown version, InvalidRequest with the reason where it does not load.
+        Done when requests go by it wherever they come in. Raises NotFound for an unknown version, InvalidRequest with
+        the reason where it does not load.
         """
         check_alias(alias)
         target = await self._changes.find(model, version)
@@ -247,7 +248,7 @@ class Commands:
             with suppress(Conflict):
                 await self._store.delete(written)
             raise
-        await self._watch.wrote()
+        await self._until_routed(await self._watch.wrote(), target.model, target.version)
         return written
 
     async def _ready_first(self, target: Version) -> None:
@@ -261,7 +262,14 @@ class Commands:
         if there is None:
             raise NotFound(f"model {model[:128]!r} has no alias {alias[:128]!r}")
         await self._store.delete(there)
-        await self._watch.wrote()
+        catalog = await self._watch.wrote()
+        if model in catalog.versions:
+            await self._until_routed(catalog, model, self._by_rule(catalog, model)[0].version)
+
+    async def _until_routed(self, catalog: Catalog, model: str, version: int) -> None:
+        """Who is told that an alias has changed may ask by it at once; what is not served needs no waiting for."""
+        if catalog.ready(model, version):
+            await self.served(model, version, catalog.revision)
 
     async def set_tags(self, model: str, version: int | str, tags: dict[str, str]) -> Version:
         """Replace the tags of a version."""

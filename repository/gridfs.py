@@ -29,7 +29,7 @@ from typing import Any
 
 import structlog
 from bson import Int64
-from pymongo import DeleteOne, ReturnDocument
+from pymongo import ReturnDocument
 
 from core.errors import InvalidRequest, NotFound, TooLarge, Unavailable
 from repository.artifacts import DIGEST
@@ -40,8 +40,6 @@ from repository.store import Used
 INCOMING, STORED, LEAVING, GONE = "incoming", "stored", "leaving", "gone"
 CHUNK = 1 << 20
 """Bytes of one chunk: what one write carries, and what a put or a fetch holds in memory."""
-STEP = 64
-"""Chunks deleted in one call."""
 BEAT_S, PATIENCE_S = 1.0, 6.0
 """Seconds between a writer's signs of life, and those without one after which it is taken for dead."""
 
@@ -256,13 +254,14 @@ class MongoArtifacts:
         return moved
 
     async def _remove(self, file: str, chunks: int | None = None) -> None:
-        """Chunks from the last to the first, so that wherever this stops the rest is still found by its numbers."""
-        left = await self._count(file) if chunks is None else chunks
-        while left > 0:
-            numbers = range(max(0, left - STEP), left)
+        """Chunks from the last to the first, so that wherever this stops the rest is still found by its numbers.
+
+        Each in a call of its own, which ends in time: FerretDB on SQLite reads the whole collection for it.
+        """
+        count = await self._count(file) if chunks is None else chunks
+        for number in reversed(range(count)):
             async with self._mongo.answering():
-                await self._chunks.bulk_write([DeleteOne({"_id": _chunk(file, n)}) for n in reversed(numbers)])
-            left -= STEP
+                await self._chunks.delete_one({"_id": _chunk(file, number)})
         async with self._mongo.answering():
             await self._files.delete_one({"_id": file, "metadata.state": GONE})
 

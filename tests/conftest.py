@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -105,24 +106,29 @@ def production(lent: Lent) -> Production:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """It costs a core by just being there: it goes with the last test that needs it."""
     lent = item.config.stash.get(LENT, None)
-    last = nextitem is None or nextitem.path.name not in IN_PRODUCTION
-    if lent is not None and item.path.name in IN_PRODUCTION and last:
+    last = nextitem is None or not in_production(nextitem.nodeid)
+    if lent is not None and in_production(item.nodeid) and last:
         lent.close()
 
 
-IN_PRODUCTION = frozenset({"test_distributed.py", "test_faults.py", "test_traces.py", "test_tritonclient.py"})
-"""Modules that ask for the production shape: one process of the run has it for all of them."""
+IN_PRODUCTION = frozenset({"test_distributed.py", "test_faults.py", "test_traces.py"})
+"""Modules about the production shape and nothing else; of others those tests ask for it whose id says so."""
+
+
+def in_production(nodeid: str) -> bool:
+    """Whether a test asks for the production shape: one process of the run has it for all of them."""
+    file, _, test = nodeid.partition("::")
+    return Path(file).name in IN_PRODUCTION or DISTRIBUTED in re.split(r"[\[\]-]", test)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Each module to one process, and these together."""
+    """Each module to one process, and all that ask for the production shape together to one."""
     from xdist.scheduler import LoadFileScheduling
 
     class Together(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            file = str(super()._split_scope(nodeid))
-            return "production" if Path(file).name in IN_PRODUCTION else file
+            return "production" if in_production(nodeid) else str(super()._split_scope(nodeid))
 
     return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from penstock.client import Client
+from penstock.errors import NotFound, Unavailable
 
+from server.servers import ray_head
 from tests.graphs import numbered
-from tests.running import RunningServer
-from tests.services import Broker, Own
+from tests.running import READY_WITHIN_S, RunningServer, answers, started
+from tests.services import Broker, Own, Servers
 from tests.toxics import Link
 
+T = TypeVar("T")
+
 WITHIN_S = 90.0
+CONTROL, GATEWAY = "control", "server.gateway_process"
+"""Words on the command lines of its processes."""
 
 
 class Production:
@@ -33,8 +42,7 @@ class Production:
 
     def processes(self, word: str) -> list[psutil.Process]:
         """Those of ours with this word on their command line: `control`, `workers`, `server.gateway_process`."""
-        children = psutil.Process(self.server.pid).children()
-        return [child for child in children if child.is_running() and word in _command(child)]
+        return children(self.server.pid, word)
 
 
 class Lent:
@@ -50,9 +58,61 @@ class Lent:
             self._there = self._stack.enter_context(self._start())
         return self._there
 
+    def close_first(self, stack: ExitStack) -> None:
+        """What leans on it."""
+        self._stack.callback(stack.close)
+
     def close(self) -> None:
         self._there = None
         self._stack.close()
+
+
+@contextmanager
+def gateways_beside(production: Production, home: Path, **settings: str) -> Iterator[RunningServer]:
+    """Two more gateway processes of the same shape, on ports and with settings of their own."""
+    log = home.parent / f"{home.name}.log"
+    others = {"amqp_url": production.way.url, "mongo_url": production.own("mongo").url}
+    with started(home, log, "gateway", "--processes", "2", **others, **settings) as process:
+        url, grpc = _told_by(process, log)
+        waited(lambda: answers(url))
+        yield production.server._replace(url=url, grpc=grpc, home=home, log=log, pid=process.pid)
+
+
+READY = re.compile(r"^ +REST +(\S+)\n +gRPC +(\S+)$", re.MULTILINE)
+
+
+def _told_by(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
+    """The two addresses that gateways tell once they serve."""
+
+    def told() -> re.Match[str] | None:
+        assert process.poll() is None, f"the gateways ended with {process.returncode}"
+        return READY.search(log.read_text())
+
+    url, grpc = waited(told, READY_WITHIN_S).groups()
+    return url, grpc
+
+
+def fronts(server: RunningServer) -> list[psutil.Process]:
+    """The processes that take what clients send: gateways and control plane, or the one that is all of it."""
+    found = children(server.pid, GATEWAY) + children(server.pid, CONTROL)
+    return found if server.distributed else [psutil.Process(server.pid)]
+
+
+def logged(server: RunningServer) -> str:
+    """All that the server's processes have written. A replica writes into a file of Ray's; gateways by themselves have
+    no Ray."""
+    files = [server.log]
+    if (server.home / "services" / "ray").exists():
+        sessions = ray_head._scratch(Servers(server.home).place("ray"))
+        files += sessions.glob("session_latest/logs/worker-*")
+        files += sessions.glob("session_latest/logs/serve/replica_*")
+    return "\n".join(file.read_bytes().decode(errors="replace") for file in files)
+
+
+def children(pid: int, word: str) -> list[psutil.Process]:
+    """Those with this word on their command line."""
+    found = psutil.Process(pid).children()
+    return [child for child in found if child.is_running() and word in _command(child)]
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -69,11 +129,13 @@ def push_numbered(ps: Client, folder: Path, name: str, number: int) -> int:
     return int(ps.push(artifact, name, max_batch=16)["version"])
 
 
-def waited(condition: Callable[[], object], within: float = WITHIN_S) -> None:
+def waited(condition: Callable[[], T | None], within: float = WITHIN_S) -> T:
+    """What the condition comes to, once it holds."""
     deadline = time.monotonic() + within
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come to that in time"
         time.sleep(0.3)
+    return found
 
 
 def status(ps: Client) -> dict[str, Any]:
@@ -89,6 +151,33 @@ def ready_in(told: dict[str, Any], model: str) -> list[dict[str, Any]]:
     models = {each["name"]: each for each in told["models"]}
     versions = models[model]["versions"] if model in models else []
     return [replica for version in versions for replica in version["where"] if replica["state"] == "READY"]
+
+
+def informed(ps: Client, processes: Collection[psutil.Process] = ()) -> bool:
+    """Whether every gateway, these among them, knows what the repository says now: models, and keys."""
+    told = status(ps)
+    behind = [gateway for gateway in told["gateways"] if gateway["revision"] < told["revision"]]
+    return not behind and {gateway["pid"] for gateway in told["gateways"]}.issuperset(each.pid for each in processes)
+
+
+@contextmanager
+def left_as_it_was(ps: Client, kept: Collection[str] = ()) -> Iterator[None]:
+    """Models that have come meanwhile go: a cluster has room for so many replicas. Some may be `kept` for others."""
+    there = {model["name"] for model in ps.models()}
+    yield
+    for model in ps.models():
+        if model["name"] not in there.union(kept):
+            with suppress(NotFound):  # it went, and the answer came too late
+                patiently(partial(ps.delete, model["name"]))
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """As a client does who is told to come again: a machine that starts twenty replicas answers some things late."""
+    for _ in range(10):
+        with suppress(Unavailable):
+            return work()
+        time.sleep(1)
+    return work()
 
 
 def gateways_in(told: dict[str, Any]) -> set[int]:

@@ -1,4 +1,4 @@
-"""A real embedded server in a process of its own, as `make up` starts it, on free ports and a home of its own."""
+"""A real server in processes of its own, as `make up` starts it, on free ports and a home of its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ BOTH_SHAPES = pytest.mark.parametrize(
 
 
 class RunningServer(NamedTuple):
-    """`url`: of HTTP, `grpc`: host:port. `log` is the file that takes what the process writes."""
+    """`url`: of HTTP, `grpc`: host:port, `control`: of the control API, which is `url` where all is one process. `log`
+    is the file that takes what the process writes."""
 
     url: str
     grpc: str
@@ -41,6 +42,10 @@ class RunningServer(NamedTuple):
     home: Path
     log: Path
     pid: int
+
+    @property
+    def distributed(self) -> bool:
+        return self.control != self.url
 
     @property
     def environment(self) -> dict[str, str]:
@@ -63,18 +68,25 @@ def clean_environment() -> dict[str, str]:
 def running(home: Path, *words: str, **settings: str) -> Iterator[RunningServer]:
     """Start `penstock up WORDS` with these settings (PENSTOCK_<NAME>; a name in capitals is the variable's), wait until
     it is ready, and at the end stop it by SIGTERM: it must exit with 0."""
-    home.mkdir(parents=True, exist_ok=True)
     log = home.parent / f"{home.name}.log"
-    ours = {"home": str(home), "http_port": "0", "grpc_port": "0", "control_port": "0"} | settings
+    with started(home, log, "up", *words, control_port="0", **settings) as process:
+        yield _wait_until_ready(process, home, log)
+
+
+@contextlib.contextmanager
+def started(home: Path, log: Path, *words: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`penstock WORDS` with these settings, stopped at the end as `running` says."""
+    home.mkdir(parents=True, exist_ok=True)
+    ours = {"home": str(home), "http_port": "0", "grpc_port": "0"} | settings
     environment = clean_environment() | {
         name if name.isupper() else f"PENSTOCK_{name.upper()}": value for name, value in ours.items()
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [COMMAND, "up", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=home
+            [COMMAND, *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=home
         )
     try:
-        yield _wait_until_ready(process, home, log)
+        yield process
         process.send_signal(signal.SIGTERM)
         assert process.wait(STOPPED_WITHIN_S) == 0, "the server's exit was not clean"
     except BaseException as error:

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import penstock
 import pytest
 from penstock.client import Client
-from penstock.errors import Unavailable
 
 from tests.e2e.artifacts import PYTHON, SIGNATURES
-from tests.e2e.attacks import LIMITS, Target, furnish
+from tests.e2e.attacks import FURNITURE, LIMITS, Target, furnish
 from tests.graphs import ELEMENTS, identity
-from tests.running import RunningServer, running
-
-T = TypeVar("T")
+from tests.production import Lent, fronts, gateways_beside, informed, left_as_it_was, logged, patiently, waited
+from tests.running import DISTRIBUTED, EMBEDDED, RunningServer, running
 
 
 @pytest.fixture(scope="session")
 def ps(running_server: RunningServer) -> Iterator[Client]:
     """The SDK with the server's first key."""
-    server = running_server
-    with penstock.connect(server.url, control=server.control, api_key=server.api_key) as client:
+    with _client(running_server) as client:
         yield client
 
 
@@ -50,15 +46,6 @@ def identities(ps: Client, files: Path) -> dict[str, str]:
     return names
 
 
-def patiently(work: Callable[[], T]) -> T:
-    """As a client does who is told to come again: a machine that starts twenty replicas answers some things late."""
-    for _ in range(10):
-        with suppress(Unavailable):
-            return work()
-        time.sleep(1)
-    return work()
-
-
 @pytest.fixture(scope="session")
 def classes(ps: Client, files: Path) -> dict[str, str]:
     """Class of `models.py` → the name of the model made of it."""
@@ -72,14 +59,47 @@ def push_class(ps: Client, files: Path, entry: str, name: str, **options: Any) -
     return ps.push(f"{files / 'models.py'}:{entry}", name, signature=SIGNATURES[entry], allow_code=True, **options)
 
 
-@pytest.fixture(scope="session")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """A real server in a process of its own, with small limits."""
-    home = tmp_path_factory.mktemp("victim") / "home"
-    settings = {name: str(value) for name, value in LIMITS.items()}
-    with running(home, samples="false", **settings) as server:
-        with penstock.connect(server.url, api_key=server.api_key) as ps:
-            key = ps.keys.create("stranger", role="deploy")["key"]
-        target = Target(server.url, server.grpc, key, server.api_key, home, server.log, server.pid)
-        asyncio.run(furnish(target))
-        yield target
+SMALL = {name: str(value) for name, value in LIMITS.items()}
+
+
+@pytest.fixture(scope="module", params=[EMBEDDED, DISTRIBUTED])
+def victim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """A real server with small limits: all in one process, then gateways of the production shape."""
+    folder = tmp_path_factory.mktemp("victim")
+    if request.param == EMBEDDED:
+        with running(folder / "home", samples="false", **SMALL) as server, _client(server) as ps:
+            yield _target(ps, server, server.home)
+        return
+    lent: Lent = request.getfixturevalue("lent")
+    production = lent.borrow()
+    with ExitStack() as stack:
+        lent.close_first(stack)
+        home = production.server.home
+        server = stack.enter_context(gateways_beside(production, home / folder.name, **SMALL))
+        ps = stack.enter_context(_client(server))
+        stack.enter_context(left_as_it_was(ps, kept=FURNITURE))
+        yield _target(ps, server, home, production.server)
+
+
+def _client(server: RunningServer) -> Client:
+    return penstock.connect(server.url, control=server.control, api_key=server.api_key)
+
+
+def _target(ps: Client, server: RunningServer, home: Path, *others: RunningServer) -> Target:
+    """`others`: what of the same shape was started apart."""
+    servers = (server, *others)
+    key = ps.keys.create("stranger", role="deploy")["key"]
+    waited(lambda: informed(ps, fronts(server)))
+    target = Target(
+        url=server.url,
+        grpc=server.grpc,
+        control=server.control,
+        key=key,
+        coder=server.api_key,
+        home=home,
+        logs=frozenset(each.log for each in servers),
+        logged=lambda: "".join(map(logged, servers)),
+        processes=[process for each in servers for process in fronts(each)],
+    )
+    asyncio.run(furnish(target))
+    return target

@@ -1,32 +1,40 @@
 """Who may do what: every route of REST, gRPC and control API, as the live tables have them, with every credential.
 
 The tables below say what is expected; a route that is served and does not stand in them fails the test, and so does
-one that stands there and is not served.
+one that stands there and is not served. In the production shape gateways and control plane share the table; what they
+serve is read off their own documents, so routes that no document has are looked for in the embedded server alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import grpc
 import httpx
+import penstock
 import pytest
 from fastapi.routing import iter_route_contexts
 from google.protobuf import json_format
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from penstock.aio import AsyncClient
 from tritonclient.grpc import service_pb2
 
 from core.identity import ADMIN, DEPLOY, PERMITS, PREDICT
 from gateway.http_exchange import infer_target
+from server import docs
 from server.embedded import Embedded
-from tests.e2e.inside import PUSHER, inside, push
+from tests.e2e.inside import inside
 from tests.gateway.wire import Wire
 from tests.graphs import identity
+from tests.production import Lent
+from tests.running import DISTRIBUTED, EMBEDDED
 
 PUBLIC = ""
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}
@@ -144,40 +152,87 @@ class Who(NamedTuple):
     covers: bool = True
 
 
+class Site(NamedTuple):
+    """A server with the model `echo`. `parts`: each of its addresses for HTTP, and the routes that are served there.
+    `methods`: those of gRPC. `ps` has the first key."""
+
+    parts: dict[str, set[tuple[str, str]]]
+    grpc: str
+    methods: set[str]
+    ps: AsyncClient
+
+    def at(self, path: str) -> str:
+        """The address of a path."""
+        return next(url for url, routes in self.parts.items() if path in {each for _, each in routes}) + path
+
+
+@pytest.fixture(scope="module", params=[EMBEDDED, DISTRIBUTED])
+def shape(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-async def server(tmp_path: Any) -> AsyncIterator[Embedded]:
-    async with inside(tmp_path / "home") as started:
-        await push(started, "echo", identity())
-        yield started
+async def site(shape: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    if shape == EMBEDDED:
+        async with (
+            inside(tmp_path / "home") as server,
+            penstock.connect_async(server.url, api_key=server.api_key) as ps,
+        ):
+            await furnish(ps, tmp_path)
+            yield Site({server.url: served(server)}, server.grpc, set(server.rpc.paths), ps)
+    else:
+        lent: Lent = request.getfixturevalue("lent")
+        url, grpc, control, key, *_ = lent.borrow().server
+        async with penstock.connect_async(url, control=control, api_key=key) as ps:
+            await furnish(ps, tmp_path)
+            parts = {each: await documented(each) for each in (url, control)}
+            yield Site(parts, grpc, await implemented(grpc, key), ps)
 
 
-async def credentials(server: Embedded) -> dict[str, Who]:
+async def furnish(ps: AsyncClient, folder: Path) -> None:
+    if "echo" not in {model["name"] for model in await ps.models()}:
+        (folder / "echo.onnx").write_bytes(identity())
+        await ps.push(folder / "echo.onnx", "echo")
+
+
+async def credentials(site: Site) -> dict[str, Who]:
     """One of each kind."""
-    commands = server.commands
+    keys = site.ps.keys
 
     async def key(role: str, *patterns: str) -> str:
-        return (await commands.create_key("k", role=role, patterns=patterns or ("*",))).secret
+        return str((await keys.create("k", role=role, models=patterns or ("*",)))["key"])
 
-    revoked = await commands.create_key("revoked", role=ADMIN)
-    await commands.revoke_key(revoked.key.key_id, PUSHER)
-    short = await commands.create_key("k", role=ADMIN, expires_in_s=0.001)
-    while time.time() < short.key.expires:
+    revoked = await keys.create("revoked", role=ADMIN)
+    await keys.revoke(revoked["id"])
+    short = await keys.create("k", role=ADMIN, expires_in_s=0.001)
+    while time.time() < short["expires"]:
         pass
     good = await key(ADMIN)
-    return {
+    found = {
         "no credential": Who(None, None),
         "no key at all": Who("Bearer", None),
         "an unknown key": Who("psk_0123456789ab_" + "A" * 43, None),
         "half a key": Who(good[:30], None),
         "a key with more behind it": Who(good + "A", None),
-        "a revoked key": Who(revoked.secret, None),
-        "an expired key": Who(short.secret, None),
+        "a revoked key": Who(revoked["key"], None),
+        "an expired key": Who(short["key"], None),
         "a predict key": Who(await key(PREDICT), PREDICT),
         "a deploy key": Who(await key(DEPLOY), DEPLOY),
         "an admin key": Who(good, ADMIN),
         "a predict key of other models": Who(await key(PREDICT, "other-*"), PREDICT, covers=False),
         "an admin key of other models": Who(await key(ADMIN, "other-*"), ADMIN, covers=False),
     }
+    await everywhere(site)
+    return found
+
+
+async def everywhere(site: Site) -> None:
+    """Wait until every gateway knows the keys that there are."""
+    async with asyncio.timeout(5):
+        while True:
+            told = await site.ps.status()
+            if all(gateway["revision"] >= told["revision"] for gateway in told["gateways"]):
+                return
 
 
 def expected(row: Row, who: Who, about_a_model: bool) -> int:
@@ -200,26 +255,55 @@ def served(server: Embedded) -> set[tuple[str, str]]:
     return {(method, str(route.path)) for route in routes for method in route.methods or ()}
 
 
+async def documented(url: str) -> set[tuple[str, str]]:
+    """Those in the OpenAPI document of whoever serves there, and those of the page around it."""
+    async with httpx.AsyncClient(base_url=url) as http:
+        paths = (await http.get("/openapi.json")).json()["paths"]
+    page = {route for route in REST if route[1] in docs.PATHS}
+    return page | {(verb.upper(), path) for path, operations in paths.items() for verb in operations}
+
+
 def address(path: str, row: Row) -> str:
     values = {"model": "ghost" if row.ghost else "echo", "version": "1", "alias": "canary", "key_id": "nobody"}
     return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], path)
 
 
-async def test_every_rest_route_with_every_credential(server: Embedded) -> None:
+async def test_every_rest_route_with_every_credential(site: Site) -> None:
     """The live route table is the one above, and each route answers each credential as the policy says."""
-    assert served(server) == set(REST)
+    assert set().union(*site.parts.values()) == set(REST)
     wrong = []
-    async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
-        for name, who in (await credentials(server)).items():
-            for (method, path), row in REST.items():
+    offered = [(url, *route) for route in REST for url, routes in site.parts.items() if route in routes]
+    async with httpx.AsyncClient(timeout=30) as http:
+        for name, who in (await credentials(site)).items():
+            for url, method, path in offered:
+                row = REST[method, path]
                 want = expected(row, who, "{model}" in path)
                 for header in headers(who):
-                    answer = await http.request(method, address(path, row), json=row.body, headers=header)
+                    answer = await http.request(method, url + address(path, row), json=row.body, headers=header)
                     if answer.status_code != want:
                         wrong.append(f"{method} {path} with {name}: {answer.status_code}, not {want}: {answer.text}")
                     if want >= 400 and method != "HEAD" and "error" not in answer.json():
                         wrong.append(f"{method} {path} with {name}: {answer.text}")
     assert not wrong, "\n".join(wrong)
+
+
+async def test_a_part_serves_its_own_routes_alone(site: Site) -> None:
+    """What another part of the same shape serves is unknown to it, whoever asks."""
+    key = (await site.ps.keys.create("k", role=ADMIN))["key"]
+    await everywhere(site)
+    async with httpx.AsyncClient(headers={"X-API-Key": key}, timeout=30) as http:
+        wrong = {
+            f"{method} {url}{path}: {answer.status_code}"
+            for url, routes in site.parts.items()
+            for method, path in set(REST) - routes
+            if (
+                answer := await http.request(
+                    method, url + address(path, REST[method, path]), json=REST[method, path].body
+                )
+            ).status_code
+            != 404
+        }
+    assert not wrong
 
 
 def headers(who: Who) -> Iterator[dict[str, str]]:
@@ -231,11 +315,11 @@ def headers(who: Who) -> Iterator[dict[str, str]]:
         yield {"X-API-Key": who.key}
 
 
-async def test_infer_paths_are_those_of_the_protocol(server: Embedded) -> None:
+async def test_infer_paths_are_those_of_the_protocol(site: Site) -> None:
     """What the HTTP protocol takes before FastAPI sees it are the two infer routes, in any spelling of their names."""
     for path in ("/v2/models/echo/infer", "/v2/models/echo/versions/1/infer", "/v2/models/ec%68o/infer"):
         assert infer_target(path.encode()) is not None
-        assert await status(server, f"POST {path} HTTP/1.1") == 401
+        assert await statuses(site, f"POST {path} HTTP/1.1") == {401}
     for path in ("/v2/models//infer", "/v2/models/a/b/infer", "/v2/models/echo/infer/", "//v2/models/echo/infer"):
         assert infer_target(path.encode()) is None
 
@@ -260,44 +344,49 @@ def spellings(path: str) -> list[str]:
     ]
 
 
-async def test_without_a_credential_only_the_allow_list_answers(server: Embedded) -> None:
+async def test_without_a_credential_only_the_allow_list_answers(site: Site) -> None:
     """Unknown paths, other spellings of known ones, other verbs: 401, all of them."""
     allowed = {path for (method, path), row in REST.items() if row.role == PUBLIC}
     lines = {f"{verb} {path} HTTP/1.1" for verb in VERBS for path in (*UNKNOWN, *allowed)}
     lines |= {f"{verb} {other} HTTP/1.1" for verb, path in REST for other in spellings(address(path, REST[verb, path]))}
     lines |= {f"{verb} {address(path, row)}?x=1 HTTP/1.1" for (verb, path), row in REST.items() if row.role != PUBLIC}
     lines -= {line for line in lines if line[:4] == "GET " and unquote(line.split()[1]) in allowed}
-    wrong = {line: found for line in sorted(lines) if (found := await status(server, line)) != 401}
+    wrong = {line: found for line in sorted(lines) if (found := await statuses(site, line)) != {401}}
     assert not wrong
 
 
-async def test_no_tunnel(server: Embedded) -> None:
+async def test_no_tunnel(site: Site) -> None:
     """CONNECT is refused and its connection closed; the server goes on."""
-    assert await status(server, "CONNECT example.org:443 HTTP/1.1") == 405
-    assert await status(server, "GET /v2/health/live HTTP/1.1") == 200
+    assert await statuses(site, "CONNECT example.org:443 HTTP/1.1") == {405}
+    assert await statuses(site, "GET /v2/health/live HTTP/1.1") == {200}
 
 
-async def test_an_absolute_target_or_a_forged_host_opens_nothing(server: Embedded) -> None:
+async def test_an_absolute_target_or_a_forged_host_opens_nothing(site: Site) -> None:
     """Routes are chosen by the path alone."""
     for line in ("GET http://x/v2/health/live/../../models HTTP/1.1", "GET http://127.0.0.1/v2 HTTP/1.1"):
-        assert await status(server, line) in (400, 401)
-    assert await status(server, "GET /v2/models HTTP/1.1\r\nX-Original-URL: /v2/health/live") == 401
-    assert await status(server, "GET /v2/models HTTP/1.1\r\nX-HTTP-Method-Override: POST") == 401
+        assert await statuses(site, line) <= {400, 401}
+    assert await statuses(site, "GET /v2/models HTTP/1.1\r\nX-Original-URL: /v2/health/live") == {401}
+    assert await statuses(site, "GET /v2/models HTTP/1.1\r\nX-HTTP-Method-Override: POST") == {401}
 
 
-async def status(server: Embedded, line: str) -> int:
-    """The status that a request line alone gets."""
-    wire = await Wire.to(urlsplit(server.url).port or 0)
+async def statuses(site: Site, line: str) -> set[int]:
+    """What a request line alone gets at each address."""
+    return {await status(url, line) for url in site.parts}
+
+
+async def status(url: str, line: str) -> int:
+    wire = await Wire.to(urlsplit(url).port or 0)
     await wire.send(f"{line}\r\nHost: t\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
     head = await wire.reader.readuntil(b"\r\n")
     await wire.close()
     return int(head.split()[1])
 
 
-async def test_lists_show_what_the_key_covers(server: Embedded) -> None:
+async def test_lists_show_what_the_key_covers(site: Site) -> None:
     """Models, index, statistics and keys of others are not even counted."""
-    key = (await server.commands.create_key("n", role=ADMIN, patterns=("other-*",))).secret
-    async with httpx.AsyncClient(base_url=server.url, headers={"X-API-Key": key}) as http:
+    key = (await site.ps.keys.create("n", role=ADMIN, models=["apart-*"]))["key"]
+    await everywhere(site)
+    async with httpx.AsyncClient(headers={"X-API-Key": key}) as http:
         for method, path in (
             ("GET", "/v2/models"),
             ("GET", "/v2/models/stats"),
@@ -305,13 +394,30 @@ async def test_lists_show_what_the_key_covers(server: Embedded) -> None:
             ("GET", "/api/v1/models"),
             ("GET", "/api/v1/status"),
         ):
-            answer = await http.request(method, path)
+            answer = await http.request(method, site.at(path))
             assert answer.status_code == 200
             assert "echo" not in answer.text
-        assert {each["name"] for each in (await http.get("/api/v1/keys")).json()["keys"]} == {"n"}
+        assert {each["name"] for each in (await http.get(site.at("/api/v1/keys"))).json()["keys"]} == {"n"}
 
 
 # --- gRPC ---------------------------------------------------------------------------------------------------------
+
+
+def declared(*services: Any) -> set[str]:
+    """The methods in the definitions of these services."""
+    return {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
+
+
+INFERENCE_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+
+async def implemented(address: str, key: str) -> set[str]:
+    """Of all that could be there, the methods that are not answered by UNIMPLEMENTED."""
+    others = (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+    services = [INFERENCE_SERVICE, *(service for each in others for service in each.services_by_name.values())]
+    metadata = [("x-api-key", key)]
+    async with grpc.aio.insecure_channel(address) as channel:
+        return {path for path in declared(*services) if await code(channel, path, b"", metadata) != "UNIMPLEMENTED"}
 
 
 def message(path: str, row: Row) -> bytes:
@@ -347,12 +453,12 @@ def carried(who: Who) -> Iterator[list[tuple[str, str]]]:
         yield [(name.lower(), value) for name, value in header.items()]
 
 
-async def test_every_grpc_method_with_every_credential(server: Embedded) -> None:
+async def test_every_grpc_method_with_every_credential(site: Site) -> None:
     """The same policy, from the same table's point of view, for every method of every service."""
-    assert set(server.rpc.paths) == set(GRPC)
+    assert site.methods == set(GRPC)
     wrong = []
-    async with grpc.aio.insecure_channel(server.grpc) as channel:
-        for name, who in (await credentials(server)).items():
+    async with grpc.aio.insecure_channel(site.grpc) as channel:
+        for name, who in (await credentials(site)).items():
             for path, row in GRPC.items():
                 want = CODES[expected(row, who, "echo" in str(row.body) or row.ghost)]
                 for metadata in carried(who):
@@ -362,17 +468,14 @@ async def test_every_grpc_method_with_every_credential(server: Embedded) -> None
     assert not wrong, "\n".join(wrong)
 
 
-async def test_unknown_grpc_methods_are_refused_first(server: Embedded) -> None:
+async def test_unknown_grpc_methods_are_refused_first(site: Site) -> None:
     """Without a credential nobody learns what exists; methods of services known elsewhere among them."""
-    declared = {
-        f"/inference.GRPCInferenceService/{method.name}"
-        for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
-    }
     others = ["/x.Y/Z", "/", "//", "/grpc.health.v1.Health/List", "/GRPC.HEALTH.V1.HEALTH/CHECK"]
     others += [f"{path}{more}" for path in GRPC for more in ("/", "2", "%00")] + [path.lower() for path in GRPC]
-    others += sorted(declared - set(GRPC))
-    async with grpc.aio.insecure_channel(server.grpc) as channel:
-        key = (await server.commands.create_key("k")).secret
+    others += sorted(declared(INFERENCE_SERVICE) - set(GRPC))
+    async with grpc.aio.insecure_channel(site.grpc) as channel:
+        key = (await site.ps.keys.create("k"))["key"]
+        await everywhere(site)
         wrong = {
             path: found
             for path in others

@@ -273,6 +273,22 @@ async def test_an_alias_needs_a_version_that_is_there(bench: Bench, version: int
     assert await bench.store.find(Alias) == []
 
 
+async def test_a_changed_alias_is_known_wherever_requests_come_in(bench: Bench) -> None:
+    """Set or deleted, it is done when what answers from now on is served under the new revision."""
+    for _ in range(2):
+        await bench.push()
+    waited: list[tuple[str, int, int]] = []
+
+    async def served(model: str, version: int, revision: int) -> None:
+        waited.append((model, version, revision))
+
+    bench.commands.served = served
+    await bench.commands.set_alias("m", "champion", 2)
+    first = bench.watch.catalog.revision
+    await bench.commands.delete_alias("m", "champion")
+    assert waited == [("m", 2, first), ("m", 2, bench.watch.catalog.revision)]
+
+
 @pytest.mark.parametrize("alias", ["7", "a/b", "", "../x", "a\x00"])
 async def test_an_alias_is_a_name(bench: Bench, alias: str) -> None:
     """Never one that a number could be taken for."""
