@@ -88,6 +88,10 @@ class Fleet:
     def gateways(self, now: int) -> list[GatewayBeat]:
         return [beat for beat, at in self._gateways.values() if now - at <= SILENT_AFTER_NS]
 
+    def followed(self, revision: int, now: int) -> bool:
+        """Whether every gateway knows of that revision of the repository."""
+        return all(beat.revision >= revision for beat in self.gateways(now))
+
     def served(self, model: str, version: int, revision: int, now: int) -> bool:
         """Whether every gateway knows of that revision of the repository, and sends requests to that version."""
         return all(

@@ -91,10 +91,9 @@ class Plant:
 
     async def reap(self, period_s: float = 1.0) -> None:
         """Close what is late, for ever."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(period_s)
-            now = loop.time()
+            now = time.monotonic()
             for connection in list(self.connections):
                 connection.reap(now)
 
@@ -127,7 +126,7 @@ class Protocol(HttpToolsProtocol):
         self.turns: deque[Turn] = deque()
         self.waiting_bytes = 0
         self.pumping = False
-        # deadline in loop time, and what for
+        # deadline in monotonic seconds, and what for
         self.phase = NONE
         self.deadline = 0.0
         # a client that does not take its answer: bytes left at the last look, and since when no fewer
@@ -324,7 +323,7 @@ class Protocol(HttpToolsProtocol):
 
     def _expect(self, phase: int, seconds: float) -> None:
         self.phase = phase
-        self.deadline = self.loop.time() + seconds
+        self.deadline = time.monotonic() + seconds  # uvloop's own time stands still while it is busy
 
     def reap(self, now: float) -> None:
         """Called about once a second: close the connection if it is late."""

@@ -60,7 +60,14 @@ Served = Callable[[str, int, int], Awaitable[None]]
 """(model, version, revision of the repository): returns when every gateway knows of it, or does not in a while."""
 
 
+Followed = Callable[[int], Awaitable[None]]
+"""(revision of the repository): likewise, whatever has changed."""
+
+
 async def _at_once(model: str, version: int, revision: int) -> None: ...
+
+
+async def _known(revision: int) -> None: ...
 
 
 class IssuedKey(NamedTuple):
@@ -89,6 +96,8 @@ class Commands:
         self._clearing: set[asyncio.Task[None]] = set()
         self.served: Served = _at_once
         """Where requests come in elsewhere: waits until they would be served."""
+        self.followed: Followed = _known
+        """Where keys are looked at elsewhere: waits until they are looked at as they are now."""
 
     # --- pushing --------------------------------------------------------------------------------------------------
 
@@ -507,7 +516,8 @@ class Commands:
         expires_in_s: float | None = None,
         giver: Principal | None = None,
     ) -> IssuedKey:
-        """A new key; its owner is its name where none is given. `giver` cannot give more than it has.
+        """A new key; its owner is its name where none is given. `giver` cannot give more than it has. Done when the key
+        is known wherever requests come in.
 
         Raises InvalidRequest naming the field, PermissionDenied.
         """
@@ -528,7 +538,7 @@ class Commands:
             expires=0.0 if expires_in_s is None else now + expires_in_s,
         )
         key = await self._store.insert(record)
-        await self._watch.wrote()
+        await self.followed((await self._watch.wrote()).revision)
         return IssuedKey(key, made.secret)
 
     async def first_key(self) -> IssuedKey | None:
@@ -542,12 +552,13 @@ class Commands:
         return [key for key in await self._store.find(ApiKey) if covers(seer, key.patterns)]
 
     async def revoke_key(self, key_id: str, revoker: Principal) -> ApiKey:
-        """Make a key worthless, for ever. Raises NotFound, also for keys that reach further than the revoker's."""
+        """Make a key worthless, for ever: done when it is so wherever requests come in. Raises NotFound, also for keys
+        that reach further than the revoker's."""
         key = await self._store.get(ApiKey, key_id) if NAME.match(key_id) else None
         if key is None or not covers(revoker, key.patterns):
             raise NotFound(f"unknown key {key_id[:64]!r}")
         revoked = await self._changes.revoke(key)
-        await self._watch.wrote()
+        await self.followed((await self._watch.wrote()).revision)
         return revoked
 
 

@@ -66,7 +66,7 @@ class ControlPlane(Composition):
         """Hear beats and events from now on; what was heard lately."""
         lookout = Lookout(self.settings.amqp_url, lambda: None, self.watch.look, "control")
         self.watch.announce = lookout.announce
-        self.commands.served = by_gateways(lookout.fleet)
+        by_gateways(self.commands, lookout.fleet)
         self._stack.push_async_callback(lookout.close)
         self._background(lookout.run())
 

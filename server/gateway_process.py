@@ -101,7 +101,7 @@ class Gateway(Composition):
         self.hub = Hub(settings.amqp_url, self.instance, self._beat, self.watch.look, settings)
         self.verifier = Keys(self.watch)
         self.watch.announce = lambda: self._spawn(self.hub.announce())
-        self.commands.served = by_gateways(self.hub.fleet)
+        by_gateways(self.commands, self.hub.fleet)
         self.following = Following(self.routes, self.hub.transport, self._serves)
         self.hub.listen(self.following.beats)
         self.snapshot = Snapshot(settings.home / "snapshot", settings.snapshot_max_age_s)

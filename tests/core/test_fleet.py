@@ -130,3 +130,11 @@ def test_a_version_is_served_when_every_gateway_has_it(gateways: list[GatewayBea
     heard = fleet(*gateways)
     assert heard.served("m", 1, 5, NOW) == served
     assert heard.served("m", 1, 5, NOW + SILENT_AFTER_NS + 1)
+
+
+def test_a_revision_is_followed_when_every_gateway_knows_of_it() -> None:
+    assert Fleet().followed(5, NOW)
+    heard = fleet(gateway("a", 5), gateway("b", 4))
+    assert heard.followed(4, NOW)
+    assert not heard.followed(5, NOW)
+    assert heard.followed(5, NOW + SILENT_AFTER_NS + 1)

@@ -289,6 +289,21 @@ async def test_a_changed_alias_is_known_wherever_requests_come_in(bench: Bench) 
     assert waited == [("m", 2, first), ("m", 2, bench.watch.catalog.revision)]
 
 
+async def test_a_key_is_known_and_worthless_wherever_requests_come_in(bench: Bench) -> None:
+    """Given or revoked, it is done when everybody goes by the revision that says so."""
+    waited: list[int] = []
+
+    async def followed(revision: int) -> None:
+        waited.append(revision)
+
+    bench.commands.followed = followed
+    issued = await bench.commands.create_key("k")
+    first = bench.watch.catalog.revision
+    await bench.commands.revoke_key(issued.key.key_id, ROOT)
+    assert waited == [first, bench.watch.catalog.revision]
+    assert first < bench.watch.catalog.revision
+
+
 @pytest.mark.parametrize("alias", ["7", "a/b", "", "../x", "a\x00"])
 async def test_an_alias_is_a_name(bench: Bench, alias: str) -> None:
     """Never one that a number could be taken for."""
