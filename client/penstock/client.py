@@ -300,8 +300,8 @@ class Keys:
     ) -> Record:
         """A new key: its record and, under "key", the secret, which is shown this once.
 
-        `role`: predict, deploy or admin. `models`: patterns of the models it may see. `grants`: "code" lets it push
-        models that carry code. `owner`: the tenant it counts for, by default its name.
+        `role`: predict, deploy, admin or observe. `models`: patterns of the models it may see. `grants`: "code" lets it
+        push models that carry code. `owner`: the tenant it counts for, by default its name.
         """
         return self._send(calls.create_key(name, role, owner, models, grants, expires_in_s))
 

@@ -20,7 +20,11 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the key.")],
     role: Annotated[
-        Role, typer.Option(help="deploy may also push, load and alias; admin may also make keys.")
+        Role,
+        typer.Option(
+            metavar="ROLE",
+            help="predict; deploy: also push, load and alias; admin: also make keys; observe: read metrics only.",
+        ),
     ] = "predict",
     owner: Annotated[str | None, typer.Option(help="Tenant the key counts for; default: its name.")] = None,
     model: Annotated[
