@@ -17,6 +17,7 @@ one of kind REPLY; of `cancel.…` a msgpack list of [gateway instance, batch id
     expiration      milliseconds until its longest member's deadline: TTL
     delivery_mode   1: transient
     headers         INSTANCE, BOOT: whose clock the members' deadlines are in;
+                    traceparent, tracestate: the span that it belongs under, where a member is traced (core/trace.py);
                     of a suspect message ATTEMPT (1 = first try by itself), MEMBER (its index in the batch)
 
 and of a reply: correlation_id, and headers SEQUENCE (0, 1, … of this batch), FINAL (no more will come), and MEMBER

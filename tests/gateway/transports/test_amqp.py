@@ -15,6 +15,7 @@ from core import beats
 from core.errors import NotReady
 from core.settings import Settings
 from core.topology import BEATS, BOOT, INSTANCE, infer_queue
+from core.trace import Context, headers_of, pack
 from gateway.transports.amqp import Amqp
 from gateway.transports.base import UNSERVED
 from tests.gateway.transports.replicas import (
@@ -55,6 +56,24 @@ async def test_a_message_says_whose_it_is_and_how_long_it_counts(amqp_url: str) 
     assert isinstance(message.expiration, float)
     assert 8 < message.expiration <= 9
     assert not message.redelivered
+
+
+async def test_a_traced_batch_says_so_in_its_headers(amqp_url: str) -> None:
+    """For whoever looks at the broker; each member says in the message what it is linked with. The reply's times are
+    the gateway's clock's: from when the broker had it."""
+    context = Context(0xA, 0xB, True, "vendor=1")
+    async with replica_at(amqp_url, ECHO) as replica, hub_at(amqp_url) as hub:
+        transport = await opened(hub, ECHO)
+        traced = batch_of(rows(1), rows(2), number=40, deadlines=(soon(5), soon(9)))
+        traced.context = context
+        traced.members[1].trace = pack(context)
+        reply = await answered(send(transport, traced))
+        await answered(send(transport, batch_of(rows(1), number=41, deadlines=(soon(5),))))
+        (batch, message), (_, untraced) = replica.taken
+    assert {name: value for name, value in message.headers.items() if name.startswith("trace")} == headers_of(context)
+    assert [member.trace for member in batch.members] == [b"", pack(context)]
+    assert set(untraced.headers) == {INSTANCE, BOOT}
+    assert 0 < reply.timing.published <= time.monotonic_ns()
 
 
 @pytest.mark.parametrize("size", [0, 1, 131_000, 131_063, 131_064, 131_065, 262_128, 1_000_000])
