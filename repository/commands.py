@@ -420,7 +420,7 @@ class Commands:
         Raises NotFound, and Conflict while an alias points at it.
         """
         await self._delete(await self._changes.find(model, version))
-        await self._watch.wrote()
+        await self._until_followed()
 
     async def delete_model(self, model: str) -> None:
         """Delete every version and alias; the next push still gets a new number.
@@ -433,7 +433,11 @@ class Commands:
                 await self._store.delete(alias)
         for version in versions:
             await self._delete(version)
-        await self._watch.wrote()
+        await self._until_followed()
+
+    async def _until_followed(self) -> None:
+        """Whoever is told that something is gone, or given, finds it so wherever requests come in."""
+        await self.followed((await self._watch.wrote()).revision)
 
     async def _delete(self, version: Version) -> None:
         if (refused := await self._aliased(version)) is not None:
@@ -538,7 +542,7 @@ class Commands:
             expires=0.0 if expires_in_s is None else now + expires_in_s,
         )
         key = await self._store.insert(record)
-        await self.followed((await self._watch.wrote()).revision)
+        await self._until_followed()
         return IssuedKey(key, made.secret)
 
     async def first_key(self) -> IssuedKey | None:
@@ -558,7 +562,7 @@ class Commands:
         if key is None or not covers(revoker, key.patterns):
             raise NotFound(f"unknown key {key_id[:64]!r}")
         revoked = await self._changes.revoke(key)
-        await self.followed((await self._watch.wrote()).revision)
+        await self._until_followed()
         return revoked
 
 

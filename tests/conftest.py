@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -132,6 +133,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it leaves in the background so, and programs that tests start would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ON_BOTH_LOOPS = frozenset({"test_http.py", "test_transports.py"})
 """What leans on how a loop reads and writes is tested on the server's loop and on Python's own."""
