@@ -174,9 +174,10 @@ def test_a_result_says_where_and_when(tmp_path: Path) -> None:
     assert {"cpu", "cores", "memory", "kernel", "python"} == set(told.machine)
 
 
-def test_the_docs_show_a_result_as_it_was_measured() -> None:
-    """The table of docs/performance.md is that of the result file it names, to the letter."""
-    page = (report.ROOT / "docs" / "performance.md").read_text()
+@pytest.mark.parametrize("name", ["performance", "telemetry"])
+def test_the_docs_show_a_result_as_it_was_measured(name: str) -> None:
+    """The table of a page is that of the result file it names, to the letter."""
+    page = (report.ROOT / "docs" / f"{name}.md").read_text()
     shown = report.SHOWN.search(page)
     assert shown
     assert report.show(shown["name"], page) == page

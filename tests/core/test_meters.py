@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.metrics.export import Gauge, Histogram, HistogramDataPoint, Sum
+import structlog
+from opentelemetry.sdk.metrics.export import (
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    Sum,
+)
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics import exposition, parser
@@ -142,3 +152,49 @@ def test_the_same_by_otlp() -> None:
 def test_the_environment_says_whether_metrics_are_sent(environment: dict[str, str], wanted: bool) -> None:
     """A general endpoint is often a collector of traces alone, such as Jaeger."""
     assert otlp_metrics.wanted(environment) is wanted
+
+
+class Collector(MetricExporter):
+    """Keeps what it is sent; `answer`: what it says of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[MetricsData] = []
+        self.answer = MetricExportResult.SUCCESS
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 0, **_: Any) -> MetricExportResult:
+        self.taken.append(metrics_data)
+        return self.answer
+
+    def force_flush(self, timeout_millis: float = 0) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 0, **_: Any) -> None: ...
+
+
+def test_they_are_sent_now_and_then_and_at_the_end() -> None:
+    collector = Collector()
+    pusher = otlp_metrics.Pusher(meters.registry(Source()), "me", collector, interval_s=0.01)
+    deadline = time.monotonic() + 5
+    while len(collector.taken) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    pusher.close()
+    after = len(collector.taken)
+    (resource,) = collector.taken[-1].resource_metrics
+    assert resource.resource.attributes["service.name"] == "me"
+    time.sleep(0.05)
+    assert len(collector.taken) == after
+
+
+def test_a_collector_that_takes_none_is_told_of_once() -> None:
+    collector = Collector()
+    collector.answer = MetricExportResult.FAILURE
+    with structlog.testing.capture_logs() as told:
+        pusher = otlp_metrics.Pusher(meters.registry(), "me", collector, interval_s=0.005)
+        deadline = time.monotonic() + 5
+        while len(collector.taken) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        pusher.close()
+    assert [line["event"] for line in told] == ["metrics cannot be sent by OTLP"]

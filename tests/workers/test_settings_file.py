@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -30,3 +31,15 @@ def test_only_its_owner_reads_it(tmp_path: Path) -> None:
 def test_a_host_without_the_file_has_them_in_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_AMQP_URL", "amqp://elsewhere/")
     assert settings_from(tmp_path / "none").amqp_url == "amqp://elsewhere/"
+
+
+def test_where_telemetry_goes_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's processes were started before anybody knew; what their own environment says comes first."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
+    write_settings(Settings(), tmp_path / "file")
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "1")
+    settings_from(tmp_path / "file")
+    assert os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4317"
+    assert os.environ["OTEL_TRACES_SAMPLER_ARG"] == "1"
