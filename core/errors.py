@@ -118,6 +118,8 @@ class Unavailable(PenstockError):
 
 class NotReady(Unavailable):
     reason = "not_ready"
+    version: tuple[str, str] | None = None
+    """(model, version in digits or '') where it is a known one that is not served: who counts goes by it."""
 
 
 class QueueFull(Unavailable):

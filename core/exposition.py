@@ -21,7 +21,7 @@ import orjson
 import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from core.errors import MethodNotAllowed, NotFound, PenstockError, Unavailable
+from core.errors import Internal, MethodNotAllowed, NotFound, PenstockError, Unauthenticated, Unavailable, new_error_id
 from core.identity import OBSERVE, Verifier, credential_from
 from core.settings import LOOPBACK, Settings
 from core.status import answer_to
@@ -34,6 +34,9 @@ PATIENCE_S = 5.0
 """A client that sends nothing for so long, or takes nothing, is cut off."""
 AT_ONCE = 16
 """Scrapes at one time; more are cut off."""
+WHOLE_S = 15.0
+"""However busily it trickles, it has had its scrape by then."""
+EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what stands for all addresses cannot be asked
 FOLDER = "metrics"
 
 Find = Callable[[], Verifier]
@@ -81,6 +84,7 @@ class Exposition:
     def _tell(self) -> None:
         folder = self._settings.home.absolute() / FOLDER
         host = self._settings.metrics_host
+        host = socket.gethostname() if host in EVERYWHERE else host
         reached = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         told = [{"targets": [reached], "labels": {"process": self._process}}]
         try:
@@ -96,24 +100,34 @@ class Exposition:
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         try:
             self._check(environ)
+            answer: Iterable[bytes] = self._app(environ, start)
+            return answer
         except PenstockError as error:
-            status, headers, content = answer_to(error)
-            body = orjson.dumps(content)
-            given = [*headers.items(), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-            start(f"{status} {error.reason}", given)
-            return [body]
-        answer: Iterable[bytes] = self._app(environ, start)
-        return answer
+            return _told(error, start)
+        except Exception:
+            error_id = new_error_id()
+            log.exception("a scrape failed", error_id=error_id)
+            return _told(Internal("the scrape failed; the log has the details", error_id=error_id), start)
 
     def _check(self, environ: dict[str, Any]) -> None:
         if self._settings.metrics_host not in LOOPBACK:
             given = (environ.get(name) for name in ("HTTP_AUTHORIZATION", "HTTP_X_API_KEY"))
             credential = credential_from(*(value.encode("latin-1", "replace") if value else None for value in given))
+            if credential is None:
+                raise Unauthenticated("metrics need a key of the role observe")
             self._find().verify(credential).require(OBSERVE)
         if environ["PATH_INFO"] != "/metrics":
             raise NotFound("metrics are at /metrics")
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             raise MethodNotAllowed("metrics are only read")
+
+
+def _told(error: PenstockError, start: Callable[..., Any]) -> Iterable[bytes]:
+    status, headers, content = answer_to(error)
+    body = orjson.dumps(content)
+    given = [*headers.items(), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    start(f"{status} {error.reason}", given)
+    return [body]
 
 
 class _Handler(WSGIRequestHandler):
@@ -148,13 +162,22 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        end = threading.Timer(WHOLE_S, _cut_off, (request,))
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            end.cancel()
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that left: nothing to say."""
+
+
+def _cut_off(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def sweep(folder: Path) -> None:

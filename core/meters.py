@@ -115,6 +115,8 @@ class Tenants:
         self.counts: Counter[tuple[str, ...]] = Counter()
 
     def add(self, tenant: str, outcome: str, count: int = 1) -> None:
+        if not tenant:
+            return
         if tenant not in self._known:
             if len(self._known) < self._named:
                 self._known.add(tenant)

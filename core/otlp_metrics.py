@@ -95,7 +95,11 @@ def from_environment(registry: CollectorRegistry, service: str) -> Pusher | None
         interval_s = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", "") or INTERVAL_MS) / 1e3
     except ValueError:
         interval_s = INTERVAL_MS / 1e3
-    return Pusher(registry, service, _exporter(), max(0.1, interval_s))
+    try:
+        return Pusher(registry, service, _exporter(), max(0.1, interval_s))
+    except Exception as error:
+        log.warning("no metrics are sent: OTEL_* variables that cannot be taken", why=str(error)[:200])
+        return None
 
 
 def _exporter() -> MetricExporter:

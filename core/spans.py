@@ -172,7 +172,11 @@ def from_environment(service: str) -> Spans | None:
     if not wanted(os.environ):
         return None
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # `_Counting` tells
-    return Spans(_otlp(os.environ), service)
+    try:
+        return Spans(_otlp(os.environ), service)
+    except Exception as error:
+        log.warning("nothing is traced: OTEL_* variables that cannot be taken", why=str(error)[:200])
+        return None
 
 
 def wanted(environment: Mapping[str, str]) -> bool:

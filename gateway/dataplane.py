@@ -10,7 +10,7 @@ import time
 
 import structlog
 
-from core.errors import Internal, InvalidRequest, PenstockError, new_error_id
+from core.errors import DeadlineExceeded, Internal, InvalidRequest, PenstockError, new_error_id
 from core.identity import PREDICT, Principal, Verifier
 from core.names import VERSION
 from core.settings import Settings
@@ -22,6 +22,9 @@ from gateway.routing import Route
 from workers.messages import Output, Timing
 
 log = structlog.get_logger()
+
+SLACK_NS = 2_000_000
+"""A transport that knows its caller's deadline may end a request itself when it passes, a little before us."""
 
 
 class Call(Entry):
@@ -88,14 +91,15 @@ class DataPlane:
 
     def infer(self, exchange: Exchange) -> None:
         """Take a request to its batch, or answer it with the reason why not. Never raises."""
-        route = None
+        route, owner = None, ""
         try:
             principal, route = self.route(exchange)
+            owner = principal.owner
             trace = route.recorder.begin(exchange)
             request = exchange.decode(route.mould)
             key, rows, pieces = route.mould.press(request)
             deadline = self._deadline(exchange, request, route)
-            call = Call(key, rows, pieces, exchange.received, deadline, principal.owner, request.priority)
+            call = Call(key, rows, pieces, exchange.received, deadline, owner, request.priority)
             call.exchange = exchange
             call.request = request
             call.route = route
@@ -103,9 +107,9 @@ class DataPlane:
             exchange.entry = call
             route.batcher.submit(call)
         except PenstockError as error:
-            self._refuse(exchange, route, error)
+            self._refuse(exchange, route, error, owner)
         except Exception as error:
-            self._refuse(exchange, route, internal(error))
+            self._refuse(exchange, route, internal(error), owner)
 
     def reroute(self, entry: Entry) -> bool:
         """Nobody serves the version that a request was sent to any more, and nobody has begun with it: take it, once,
@@ -132,13 +136,13 @@ class DataPlane:
             self._refuse(exchange, route, internal(error))
         return True
 
-    def _refuse(self, exchange: Exchange, route: Route | None, error: PenstockError) -> None:
+    def _refuse(self, exchange: Exchange, route: Route | None, error: PenstockError, owner: str = "") -> None:
         entry, exchange.entry = exchange.entry, None
         exchange.fail(error)
         if route is None:
-            self._recorder.unrouted(exchange, error)
+            self._recorder.unrouted(exchange, error, owner)
         else:
-            route.recorder.unanswered(exchange, route, entry, error)
+            route.recorder.unanswered(exchange, route, entry, error, owner)
 
     def route(self, exchange: Exchange) -> tuple[Principal, Route]:
         """Who asks, and what would serve it: all that headers can tell. Raises PenstockError."""
@@ -159,7 +163,11 @@ class DataPlane:
             exchange.entry = None
             route: Route = entry.route  # type: ignore[attr-defined]
             route.batcher.cancel(entry)
-            route.recorder.cancelled(exchange, route, entry)
+            if exchange.deadline and time.monotonic_ns() >= exchange.deadline - SLACK_NS:
+                late = DeadlineExceeded("the deadline passed before an answer")
+                route.recorder.unanswered(exchange, route, entry, late)
+            else:
+                route.recorder.cancelled(exchange, route, entry)
 
     def _deadline(self, exchange: Exchange, request: InferRequest, route: Route) -> int:
         """Monotonic ns: the request's own timeout, else the model's default, and never after the transport's."""

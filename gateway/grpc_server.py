@@ -149,8 +149,8 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self._methods = methods
         self._body_timeout_s = body_timeout_s
         self._loop = asyncio.get_running_loop()
-        self._reading: set[_Context] = set()
-        """Streams that wait for their client's next request."""
+        self._reading: dict[_Context, Metadata] = {}
+        """Streams that wait for their client's next request, and what their trailers say of them."""
         self._endings: set[asyncio.Task[None]] = set()
         self.asked_at = -math.inf
 
@@ -177,7 +177,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         named = ids(caller.about, caller.trace_id)
         try:
             context.set_trailing_metadata(named)
-            return await method.unary(caller, await self._request(context), _deadline(context))
+            return await method.unary(caller, await self._request(context, named), _deadline(context))
         except PenstockError as error:
             return _end(context, error, named)
         except grpc.aio.AbortError:
@@ -185,8 +185,8 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         except Exception as error:
             return _end(context, internal(error), named)
 
-    async def _request(self, context: _Context) -> bytes:
-        timer = self._loop.call_later(self._body_timeout_s, self._late, context)
+    async def _request(self, context: _Context, named: Metadata) -> bytes:
+        timer = self._loop.call_later(self._body_timeout_s, self._late, context, named)
         try:
             body = await context.read()
         finally:
@@ -196,9 +196,9 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         message: bytes = body
         return message
 
-    def _late(self, context: _Context) -> None:
+    def _late(self, context: _Context, named: Metadata) -> None:
         """End a call that waits for its message. (A cancelled read would leave the library writing to freed memory.)"""
-        self._end_soon(context, SlowSender(f"the message did not arrive within {self._body_timeout_s:g} s"))
+        self._end_soon(context, SlowSender(f"the message did not arrive within {self._body_timeout_s:g} s"), named)
 
     async def _stream(
         self, method: Method, caller: Caller, requests: object, context: _Context
@@ -207,7 +207,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         named = ids(caller.about, caller.trace_id)
         try:
             context.set_trailing_metadata(named)
-            async for answer in method.stream(caller, self._requests(context)):
+            async for answer in method.stream(caller, self._requests(context, named)):
                 yield answer
         except PenstockError as error:
             _end(context, error, named)
@@ -216,24 +216,24 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         except Exception as error:
             _end(context, internal(error), named)
 
-    async def _requests(self, context: _Context) -> AsyncIterator[bytes]:
+    async def _requests(self, context: _Context, named: Metadata) -> AsyncIterator[bytes]:
         while True:
-            self._reading.add(context)
+            self._reading[context] = named
             try:
                 body = await context.read()
             finally:
-                self._reading.discard(context)
+                self._reading.pop(context, None)
             if body is _EOF:
                 return
             yield body
 
     async def end_streams(self) -> None:
         """End the streams whose clients have nothing more to ask, but do not leave."""
-        for context in list(self._reading):
-            await _abort(context, Draining("the server is stopping"))
+        for context, named in list(self._reading.items()):
+            await _abort(context, Draining("the server is stopping"), named)
 
-    def _end_soon(self, context: _Context, error: PenstockError) -> None:
-        task = self._loop.create_task(_abort(context, error))
+    def _end_soon(self, context: _Context, error: PenstockError, named: Metadata) -> None:
+        task = self._loop.create_task(_abort(context, error, named))
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
 
@@ -251,11 +251,11 @@ def _end(context: _Context, error: PenstockError, named: Metadata) -> bytes:
     return b""
 
 
-async def _abort(context: _Context, error: PenstockError) -> None:
+async def _abort(context: _Context, error: PenstockError, named: Metadata) -> None:
     """End a call from outside its handler, which then finds that it has been ended."""
     code, message, trailing = status(error)
     with suppress(grpc.aio.AbortError, grpc.aio.UsageError):
-        await context.abort(grpc.StatusCode[code], message, trailing)
+        await context.abort(grpc.StatusCode[code], message, (*trailing, *named))
 
 
 def _deadline(context: _Context) -> int:

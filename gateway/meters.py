@@ -36,6 +36,18 @@ class _State(NamedTuple):
     pending: int
     replicas: int
 
+    def with_(self, other: _State) -> _State:
+        mine, theirs = self.share, other.share
+        both = Share(
+            mine.model,
+            mine.version,
+            mine.demand + theirs.demand,
+            mine.waiting + theirs.waiting,
+            max(mine.oldest, theirs.oldest),
+            mine.aboard + theirs.aboard,
+        )
+        return _State(both, self.pending + other.pending, max(self.replicas, other.replicas))
+
 
 class VersionMeters:
     """Of one version. `tenants` are all versions'."""
@@ -121,8 +133,11 @@ class Meters:
     def version(self, model: str, number: str) -> VersionMeters:
         """Its meters; one that is opened again goes on counting."""
         found = self._versions.pop((model, number), None) or VersionMeters(self._buckets_ms, self.tenants)
-        while len(self._versions) >= VERSIONS:
-            del self._versions[next(iter(self._versions))]
+        if len(self._versions) >= VERSIONS:
+            working = {(route.name, route.number) for route in self._routes()}
+            gone = next((key for key in self._versions if key not in working), None)
+            if gone is not None:
+                del self._versions[gone]
         self._versions[model, number] = found
         return found
 
@@ -148,7 +163,7 @@ class Meters:
         """What is under way. The event loop's state is read by the event loop; where that is stuck, it is left out."""
         try:
             states = self._asked()
-        except TimeoutError:
+        except (TimeoutError, RuntimeError):  # stuck, or closed
             return
         yield gauges(telemetry.QUEUED, {key: state.share.waiting for key, state in states.items()})
         yield gauges(telemetry.OLDEST, {key: state.share.oldest / 1e9 for key, state in states.items()})
@@ -164,13 +179,14 @@ class Meters:
         return answer.result(PATIENCE_S)
 
     def _states(self) -> dict[Key, _State]:
+        """A version that is opened again while the last of its requests are answered is under way twice."""
         now = time.monotonic_ns()
-        return {
-            (route.name, route.number): _State(
-                route.batcher.share(now), route.batcher.pending, route.batcher.transport.replicas
-            )
-            for route in self._routes()
-        }
+        states: dict[Key, _State] = {}
+        for route in self._routes():
+            key, batcher = (route.name, route.number), route.batcher
+            state = _State(batcher.share(now), batcher.pending, batcher.transport.replicas)
+            states[key] = state if key not in states else states[key].with_(state)
+        return states
 
 
 def _stages(key: Key, meters: VersionMeters) -> Iterable[tuple[tuple[str, ...], Histogram]]:

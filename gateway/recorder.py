@@ -10,7 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from core.errors import PenstockError
+import structlog
+
+from core.errors import NotReady, PenstockError
 from core.settings import Settings
 from core.trace import Ahead
 from gateway.batching.entry import Entry
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from gateway.routing import Route
 
 
+log = structlog.get_logger(__name__)
+
+FAILED = "a request could not be recorded"
+"""Which takes nothing from its answer."""
+
+
 class Recorder:
     """Of one gateway. `tracer`: None where nothing is traced."""
 
@@ -36,11 +44,18 @@ class Recorder:
     def version(self, version: Version, statistics: Statistics) -> VersionRecorder:
         return VersionRecorder(self, version, statistics)
 
-    def unrouted(self, exchange: Exchange, error: PenstockError) -> None:
-        """A request that reached no model."""
-        self.meters.unrouted[error.reason] += 1
-        if self.tracer is not None:
-            self.tracer.end(exchange, None, None, error)
+    def unrouted(self, exchange: Exchange, error: PenstockError, tenant: str = "") -> None:
+        """A request that reached no open version; one that would have, had it been open, counts as that version's."""
+        try:
+            version = error.version if isinstance(error, NotReady) else None
+            if version is None:
+                self.meters.unrouted[error.reason] += 1
+            else:
+                self.meters.version(*version).refused(error.reason, tenant)
+            if self.tracer is not None:
+                self.tracer.end(exchange, None, None, error)
+        except Exception:
+            log.exception(FAILED)
 
 
 class VersionRecorder:
@@ -54,7 +69,13 @@ class VersionRecorder:
 
     def begin(self, exchange: Exchange) -> Ahead | None:
         """The spans that the execution of a request has to do with, if it is traced."""
-        return None if self._tracer is None or self._sampled is None else self._tracer.begin(exchange, self._sampled)
+        if self._tracer is None or self._sampled is None:
+            return None
+        try:
+            return self._tracer.begin(exchange, self._sampled)
+        except Exception:
+            log.exception(FAILED)
+            return None
 
     def executed(self, batch: BatchDone) -> None:
         """A batch is back and its callers have their answers."""
@@ -72,15 +93,21 @@ class VersionRecorder:
     def unanswered(
         self, exchange: Exchange, route: Route, entry: Entry | None, error: PenstockError, tenant: str = ""
     ) -> None:
-        """A request that gets `error` in place of an answer."""
-        self.statistics.refused(error.reason, time.monotonic_ns() - exchange.received)
-        self._meters.refused(error.reason, tenant if entry is None else entry.tenant)
-        if self._tracer is not None:
-            self._tracer.end(exchange, route, entry, error)
+        """A request that gets `error` in place of an answer. `tenant`: whose it is, where there is no `entry`."""
+        try:
+            self.statistics.refused(error.reason, time.monotonic_ns() - exchange.received)
+            self._meters.refused(error.reason, tenant if entry is None else entry.tenant)
+            if self._tracer is not None:
+                self._tracer.end(exchange, route, entry, error)
+        except Exception:
+            log.exception(FAILED)
 
     def cancelled(self, exchange: Exchange, route: Route, entry: Entry) -> None:
         """The client left before there was an answer."""
-        self.statistics.cancelled += 1
-        self._meters.cancelled(entry.tenant)
-        if self._tracer is not None:
-            self._tracer.end(exchange, route, entry, None, left=True)
+        try:
+            self.statistics.cancelled += 1
+            self._meters.cancelled(entry.tenant)
+            if self._tracer is not None:
+                self._tracer.end(exchange, route, entry, None, left=True)
+        except Exception:
+            log.exception(FAILED)

@@ -16,9 +16,9 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 
 from core.datatypes import Buffer
 from core.errors import InvalidRequest
-from core.identity import DEPLOY, Principal
+from core.identity import DEPLOY, PREDICT, Principal
 from core.settings import Settings
-from core.web import allow_body, principal, require
+from core.web import allow_body, require
 from gateway import examples, metadata
 from gateway.codec import parameters, rest
 from gateway.dataplane import DataPlane
@@ -37,7 +37,7 @@ def may_compress(path: str) -> bool:
     return infer_target(path.encode()) is not None
 
 
-Caller = Annotated[Principal, Depends(principal)]
+Caller = Annotated[Principal, Depends(require(PREDICT))]
 Deployer = Annotated[Principal, Depends(require(DEPLOY))]
 
 Model = Annotated[str, Path(description="A model's name", openapi_examples=examples.MODELS)]

@@ -111,6 +111,9 @@ class Table:
     def _why_not(self, model: str, version: str, principal: Principal) -> InvalidRequest | NotFound | NotReady:
         number = self.number(model, version, principal)
         if number is None:
-            return NotReady(f"no version of model {model!r} is ready")
-        loading = self._known.get((model, number)) == LOADING
-        return NotReady(f"version {number} of model {model!r} is {'loading' if loading else 'not ready'}")
+            error = NotReady(f"no version of model {model!r} is ready")
+        else:
+            loading = self._known.get((model, number)) == LOADING
+            error = NotReady(f"version {number} of model {model!r} is {'loading' if loading else 'not ready'}")
+        error.version = (model, "" if number is None else str(number))
+        return error

@@ -84,7 +84,8 @@ class Methods:
     def begin(
         self, path: str, headers: Mapping[str, str | bytes], about: trace.Caller = trace.NOBODY, trace_id: int = 0
     ) -> tuple[Method, Caller]:
-        """What a call is to be handed to. Raises Unauthenticated, or Unsupported where the caller may know that."""
+        """What a call is to be handed to. Raises Unauthenticated, PermissionDenied (a key that asks no models), or
+        Unsupported where the caller may know that."""
         method = self.table.get(path)
         if method is not None and method.public:
             return method, Caller(NOBODY, None, about, trace_id)
@@ -92,6 +93,7 @@ class Methods:
         caller = Caller(self._verifier.verify(credential), credential, about, trace_id)
         if method is None:
             raise Unsupported(f"this server does not offer the method {path[:128]!r}")
+        caller.principal.require(PREDICT)
         return method, caller
 
 

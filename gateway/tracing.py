@@ -123,12 +123,11 @@ class Tracer:
         begun = exchange.trace
         outcome = CANCELLED if left else OK if error is None else outcome_of(error.reason)
         if begun is None:
-            if route is None and (why := self._unrouted.why(exchange)) in (PARENT, RATIO):
-                begun = Trace(why)
-            elif outcome in (FAILED, LATE) and self._may_tell():
-                begun = Trace(FAILURE)
-            else:
+            why = self._unrouted.why(exchange) if route is None else ""
+            why = why if why in (PARENT, RATIO) else FAILURE if outcome in (FAILED, LATE) else ""
+            if not why or not self._may_tell():  # whoever asks for what is not there must not push out what is
                 return
+            begun = Trace(why)
         exchange.trace = None
         now = begun.ended or time.monotonic_ns()
         self._spans.emit(_Telling(self._spans, exchange, route, entry, error, outcome, begun, now).spans())

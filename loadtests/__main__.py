@@ -6,13 +6,16 @@ python -m loadtests [--full] [--only SCENARIO …] [--budgets FILE]
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from penstock.errors import PenstockError
+
 from loadtests import budgets
 from loadtests.job import Job
-from loadtests.judge import Verdict, breaches, judged
+from loadtests.judge import Verdict, breaches
 from loadtests.outline import Misread
 from loadtests.processes import stop_on_sigterm
 from loadtests.report import RESULTS, header, saved, table
@@ -29,11 +32,10 @@ def main(words: Sequence[str] | None = None) -> int:
     head = header()
     scenarios = asked.only or (tuple(SCENARIOS) if asked.full else IN_CI)
     try:
-        seen = Job(read, scenarios, asked.results, hurry=asked.hurry).run()
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
+        seen, verdicts = Job(read, scenarios, asked.results, hurry=asked.hurry).verdicts()
+    except (RuntimeError, OSError, PenstockError, subprocess.SubprocessError) as error:
+        print(f"the job was broken off: {error}", file=sys.stderr)
         return 1
-    verdicts = judged(seen)
     print(table(verdicts))
     print(f"written to {saved(head, seen, verdicts, asked.results).parent}")
     return told_breaches(verdicts)

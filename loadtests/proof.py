@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from loadtests import budgets
 from loadtests.handicapped import HANDICAPS
 from loadtests.job import Job
-from loadtests.judge import Verdict, breaches, judged
+from loadtests.judge import Verdict, breaches
 from loadtests.processes import COMMAND, stop_on_sigterm
 from loadtests.report import RESULTS, header
 from loadtests.shapes import IN_CI, SCENARIOS
@@ -73,8 +73,8 @@ def main(words: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(words)
     read, told, runs = budgets.read(), header(), []
     for server in order(asked.runs, asked.worse_runs):
-        seen = Job(read, asked.only or IN_CI, asked.results, command(server), asked.hurry, lambda _: None).run()
-        runs.append(Run(server, judged(seen)))
+        job = Job(read, asked.only or IN_CI, asked.results, command(server), asked.hurry, lambda _: None)
+        runs.append(Run(server, job.verdicts()[1]))
         print(f"{server}: {'; '.join(runs[-1].breached) or 'every budget kept'}", flush=True)
         asked.file.parent.mkdir(parents=True, exist_ok=True)
         asked.file.write_text(json.dumps(told | {"runs": [run.told() for run in runs]}, indent=1) + "\n")

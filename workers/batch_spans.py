@@ -25,8 +25,8 @@ from workers.messages import Batch, Failure, Reply, Timing
 
 GATHER_S = 0.05
 """Replies of one execution come within this."""
-LINKS = 128
-"""Links of one span (OTEL_SPAN_LINK_COUNT_LIMIT's default)."""
+LINKS = 1024
+"""Links of one span: more than an execution has rows, but for a model that takes very many."""
 MILLISECOND = 1e6
 
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 
+from core.errors import Unavailable
 from core.identity import Verifier
 from core.settings import Settings
 from repository.opening import open_repository
@@ -13,6 +14,8 @@ from repository.watch import Watch
 
 KEPT_S = 10.0
 """A key that was revoked is refused after this."""
+AWAY_S = 1.0
+"""A repository that did not answer is asked again after this."""
 
 
 class FetchedKeys:
@@ -22,14 +25,22 @@ class FetchedKeys:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._verifier = Verifier()
+        self._away: str | None = None
         self._until = 0.0
         self._turn = threading.Lock()
 
     def __call__(self) -> Verifier:
         with self._turn:
             if time.monotonic() > self._until:
-                asyncio.run(self._fetch())
-                self._until = time.monotonic() + KEPT_S
+                self._away = None
+                try:
+                    asyncio.run(self._fetch())
+                    self._until = time.monotonic() + KEPT_S
+                except Unavailable as error:
+                    self._away = error.message
+                    self._until = time.monotonic() + AWAY_S
+            if self._away is not None:
+                raise Unavailable(self._away)
             return self._verifier
 
     async def _fetch(self) -> None:

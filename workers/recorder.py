@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import structlog
 from prometheus_client.core import Metric
 
 from core import telemetry, trace
@@ -14,6 +15,8 @@ from repository.records import Version
 from workers.batch_spans import BatchSpans
 from workers.delivery import Delivery
 from workers.messages import Reply
+
+log = structlog.get_logger(__name__)
 
 
 class Recorder:
@@ -37,7 +40,13 @@ class Recorder:
         """The execution that was counted last: each batch of it tells of it."""
 
     def observe(self, delivery: Delivery, reply: Reply) -> None:
-        """A batch was answered. The replies of one execution come one after the other."""
+        """A batch was answered. The replies of one execution come one after the other. Never raises."""
+        try:
+            self._observe(delivery, reply)
+        except Exception:
+            log.exception("a batch could not be recorded", model="/".join(self._key))
+
+    def _observe(self, delivery: Delivery, reply: Reply) -> None:
         timing = reply.timing
         self._queue.observe(delivery.started - delivery.arrived + timing.queue)
         if timing.execution and timing.execution != self._last:

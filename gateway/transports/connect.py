@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import structlog
+
 from core.settings import Settings
 from core.spans import Spans
 from gateway.transports.base import Done, Transport
@@ -14,6 +16,8 @@ from workers.batch_spans import BatchSpans
 from workers.child import Child
 from workers.messages import Batch, Reply
 from workers.worker import Worker
+
+log = structlog.get_logger(__name__)
 
 Send = Callable[[Batch, Done], None]
 
@@ -38,7 +42,10 @@ def _observed(send: Send, spans: BatchSpans) -> Send:
         send(batch, done if batch.context is None else partial(passing, batch, done))
 
     def passing(batch: Batch, done: Done, reply: Reply) -> None:
-        spans.observe(batch, reply, batch.context)
+        try:
+            spans.observe(batch, reply, batch.context)
+        except Exception:
+            log.exception("an execution could not be recorded")
         done(reply)
 
     return observed

@@ -21,6 +21,8 @@ from server.servers.base import Container, Launch, Say, Server, says_ok
 from server.servers.places import Place
 
 PROGRAM = "prometheus"
+ALERTS = Path(__file__).resolve().parents[2] / "deploy" / "alerts.yml"
+"""The rules that come with a checkout."""
 SCRAPE_S = 5
 KEPT = ("--storage.tsdb.retention.time=15d", "--storage.tsdb.retention.size=512MB")
 VERSION_WITHIN_S = 10.0
@@ -83,6 +85,8 @@ def targets(place: Place) -> Path:
     for each in (folder, folder / "rules"):
         each.mkdir(exist_ok=True)
         each.chmod(READABLE)  # whatever the umask, and whoever made it
+    if ALERTS.exists():
+        shutil.copyfile(ALERTS, folder / "rules" / "penstock.yml")
     return folder
 
 

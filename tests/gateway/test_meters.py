@@ -127,6 +127,24 @@ async def test_what_has_no_answer_is_counted_by_its_reason(site: Site) -> None:
     assert told(site, outcome="cancelled", model="echo")["penstock_requests_total"] == 1
 
 
+async def test_a_version_that_nobody_serves_counts_what_it_cannot_answer(site: Site) -> None:
+    """So that an outage of a model burns that model's budget."""
+    site.routes.shut({("echo", 1)})
+    site.ask()
+    assert told(site, outcome="refused", model="echo", version="")["penstock_requests_total"] == 1
+
+
+async def test_who_leaves_when_the_deadline_passes_was_late(site: Site) -> None:
+    """A transport that knows the deadline ends the request itself, a moment before the batcher would."""
+    site.transport.window = 0
+    asked = Called(site.keys.predict)
+    asked.deadline = time.monotonic_ns() + 10**10
+    site.plane.infer(asked)
+    asked.deadline = time.monotonic_ns() + 1_000_000
+    site.plane.cancel(asked)
+    assert told(site, outcome="late", model="echo")["penstock_requests_total"] == 1
+
+
 async def test_what_is_under_way_is_told_as_it_is(site: Site) -> None:
     site.transport.window = 0
     for _ in range(3):

@@ -18,12 +18,13 @@ from tritonclient.utils import InferenceServerException
 
 from core import errors
 from core.datatypes import DATATYPES
-from core.errors import ModelFailed, NotFound, PenstockError, leaves
+from core.errors import ModelFailed, NotFound, PenstockError, PermissionDenied, leaves
+from core.identity import OBSERVE, Credential, Principal, Verifier, new_key
 from core.status import status_of
 from gateway.codec import protobuf
 from gateway.exchange import InferRequest, InferResponse
 from gateway.metadata import EXTENSIONS
-from gateway.rpc import MAX_DETAILS, NOBODY, Caller, GrpcExchange, status
+from gateway.rpc import MAX_DETAILS, NOBODY, Caller, GrpcExchange, Method, Methods, status
 from gateway.transports.fake import Fake
 from repository.records import Signature, TensorSpec
 from tests.gateway.grpc_running import Running, running, single, version
@@ -405,3 +406,15 @@ async def test_forged_trace_metadata_fails_no_call() -> None:
             assert await call
             trailers = dict(await call.trailing_metadata() or ())
             assert trailers["x-request-id"] == trailers["x-trace-id"]
+
+
+async def test_a_key_that_only_observes_asks_nothing() -> None:
+    """It is given to a scraper, and may do nothing else."""
+
+    async def never(caller: Caller, body: bytes, deadline: int) -> bytes:
+        raise AssertionError
+
+    key, verifier = new_key(), Verifier()
+    verifier.replace([Credential(Principal(key.key_id, "p", "p", OBSERVE), key.digest, 0)])
+    with pytest.raises(PermissionDenied):
+        Methods(verifier, [{"/s/M": Method(never)}]).begin("/s/M", {"x-api-key": key.secret})

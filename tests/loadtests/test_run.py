@@ -11,14 +11,15 @@ from pathlib import Path
 import penstock
 import pytest
 
+import loadtests.job
 from loadtests import open_loop
 from loadtests.__main__ import main
 from loadtests.budgets import Budget, Budgets, Objective
 from loadtests.job import TENANTS, Job, Site, _check_served
-from loadtests.judge import judged
+from loadtests.judge import Verdict, judged
 from loadtests.processes import ECHO, GRPC_ECHO, Server, cpu_seconds, echo, with_tenants
 from loadtests.report import header, saved
-from loadtests.seen import Outcome, Side, whole
+from loadtests.seen import Outcome, Round, Side, whole
 from loadtests.shapes import OPEN_LOOP, ROUNDS
 from loadtests.targets import GrpcTarget, HttpTarget, Target
 from tests.running import RunningServer
@@ -159,3 +160,27 @@ def test_cpu_time_of_a_process_is_exact(site: Site) -> None:
     """And never goes back: the server has used some."""
     before = cpu_seconds(site.server.pid)
     assert 0 < before <= cpu_seconds(site.server.pid)
+
+
+@pytest.mark.parametrize(("second", "kept"), [(1.0, True), (9.0, False)])
+def test_what_is_breached_once_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, second: float, kept: bool
+) -> None:
+    """Only that, and only what is breached twice counts."""
+    one, other = budgets(OPEN_LOOP, 40, *EACH).budgets[:2]
+    read = budgets(OPEN_LOOP, 40, *EACH)._replace(budgets=(one, other))
+    runs: list[list[str]] = []
+
+    def run(job: Job) -> list[tuple[Budget, list[Round]]]:
+        runs.append([str(each) for each in job.budgets.budgets])
+        return [(each, []) for each in job.budgets.budgets]
+
+    def told(seen: list[tuple[Budget, list[Round]]]) -> list[Verdict]:
+        measured = {str(one): 1.0, str(other): 9.0 if len(runs) == 1 else second}
+        return [Verdict(budget, "p50", 3.0, measured[str(budget)], []) for budget, _ in seen]
+
+    monkeypatch.setattr(Job, "run", run)
+    monkeypatch.setattr(loadtests.job, "judged", told)
+    _, verdicts = Job(read, (OPEN_LOOP,), tmp_path, say=silent).verdicts()
+    assert runs == [[str(one), str(other)], [str(other)]]
+    assert [verdict.kept for verdict in verdicts] == [True, kept]
