@@ -79,7 +79,9 @@ def test_elsewhere_it_needs_a_key_of_role_observe(start: Start) -> None:
 
 
 def test_elsewhere_a_process_without_keys_serves_nobody(start: Start) -> None:
-    assert get(start("0.0.0.0", find=exposition.nobody).port)[0] == 503
+    port = start("0.0.0.0", find=exposition.nobody).port
+    assert get(port)[0] == 401
+    assert get(port, **{"X-API-Key": new_key().secret})[0] == 503
 
 
 def test_there_is_nothing_else(start: Start) -> None:
