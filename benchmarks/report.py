@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -174,12 +175,14 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def main(result_file: str, page: str | None = None) -> None:
-    if page is None:
-        print(table(load(Path(result_file))), end="")
-    else:
-        Path(page).write_text(show(Path(result_file).name, Path(page).read_text()))
+def main(words: Sequence[str], text: Callable[[Path], str], show: Callable[[str, str], str]) -> None:
+    """FILE: print the result as text. FILE PAGE: have the page show it, by `show` (name, page → page)."""
+    file, *pages = map(Path, words)
+    if not pages:
+        print(text(file), end="")
+    for page in pages:
+        page.write_text(show(file.name, page.read_text()))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:], lambda file: table(load(file)), show)

@@ -21,9 +21,9 @@ import orjson
 import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from core.errors import Internal, MethodNotAllowed, NotFound, PenstockError, Unauthenticated, Unavailable, new_error_id
+from core.errors import Internal, MethodNotAllowed, NotFound, PenstockError, Unauthenticated, new_error_id
 from core.identity import OBSERVE, Verifier, credential_from
-from core.settings import LOOPBACK, Settings
+from core.settings import LOOPBACK, Settings, authority
 from core.status import answer_to
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ Find = Callable[[], Verifier]
 
 
 class Exposition:
-    """`process`: what Prometheus is told that this process is. `find`: None where nothing but loopback is served."""
+    """`process`: what Prometheus is told that this process is. `find`: asked where more than loopback is served."""
 
     def __init__(self, registry: CollectorRegistry, settings: Settings, process: str, find: Find) -> None:
         self.port = 0
@@ -84,8 +84,7 @@ class Exposition:
     def _tell(self) -> None:
         folder = self._settings.home.absolute() / FOLDER
         host = self._settings.metrics_host
-        host = socket.gethostname() if host in EVERYWHERE else host
-        reached = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        reached = authority(socket.gethostname() if host in EVERYWHERE else host, self.port)
         told = [{"targets": [reached], "labels": {"process": self._process}}]
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -196,8 +195,3 @@ def _lives(pid: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def nobody() -> Verifier:
-    """For a process that knows no keys: it is served on loopback only."""
-    raise Unavailable("this process knows no keys")

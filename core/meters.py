@@ -80,14 +80,14 @@ class Source(Protocol):
 
 
 def counters(of: telemetry.Metric, values: Mapping[Any, float]) -> Metric:
-    family = CounterMetricFamily(of.name, of.help, labels=of.labels)
-    for labels, value in values.items():
-        family.add_metric(labels, value)
-    return family
+    return _filled(CounterMetricFamily(of.name, of.help, labels=of.labels), values)
 
 
 def gauges(of: telemetry.Metric, values: Mapping[Any, float]) -> Metric:
-    family = GaugeMetricFamily(of.name, of.help, labels=of.labels)
+    return _filled(GaugeMetricFamily(of.name, of.help, labels=of.labels), values)
+
+
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[Any, float]) -> Metric:
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family

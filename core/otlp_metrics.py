@@ -7,7 +7,6 @@ a thread; what cannot be delivered is dropped, for the next one tells the same a
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -34,7 +33,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 
-from core.spans import protocol, resource
+from core.spans import begun, disabled, protocol, resource
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +43,7 @@ CUMULATIVE = AggregationTemporality.CUMULATIVE
 
 
 def wanted(environment: Mapping[str, str]) -> bool:
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if disabled(environment):
         return False
     exporter = environment.get("OTEL_METRICS_EXPORTER", "").strip().lower()
     return exporter == "otlp" or (not exporter and bool(environment.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")))
@@ -90,16 +89,11 @@ def from_environment(registry: CollectorRegistry, service: str) -> Pusher | None
     """None where nothing is to be sent."""
     if not wanted(os.environ):
         return None
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # `Pusher` tells
     try:
         interval_s = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", "") or INTERVAL_MS) / 1e3
     except ValueError:
         interval_s = INTERVAL_MS / 1e3
-    try:
-        return Pusher(registry, service, _exporter(), max(0.1, interval_s))
-    except Exception as error:
-        log.warning("no metrics are sent: OTEL_* variables that cannot be taken", why=str(error)[:200])
-        return None
+    return begun(lambda: Pusher(registry, service, _exporter(), max(0.1, interval_s)), "metrics")
 
 
 def _exporter() -> MetricExporter:

@@ -206,6 +206,11 @@ class Settings(BaseSettings):
         return f"auto ({getattr(self, decided)})"
 
 
+def authority(host: str, port: int) -> str:
+    """host:port, as it stands in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 PREFIX = "PENSTOCK_"
 CONFIG = "PENSTOCK_CONFIG"
 """Environment variable: the path of a TOML file with a line `name = value` for each setting that it sets."""

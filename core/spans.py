@@ -18,7 +18,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import structlog
 from opentelemetry.sdk.resources import Resource
@@ -31,6 +32,7 @@ from core.trace import Context, Sampling
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 Value = str | bool | int | float
 Attributes = Mapping[str, Value]
 
@@ -169,19 +171,28 @@ def clock_offset() -> int:
 
 def from_environment(service: str) -> Spans | None:
     """Where this process's spans go; None: it traces nothing. `service`: its name, if OTEL_SERVICE_NAME has none."""
-    if not wanted(os.environ):
-        return None
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # `_Counting` tells
+    return begun(lambda: Spans(_otlp(os.environ), service), "traces") if wanted(os.environ) else None
+
+
+def begun(make: Callable[[], T], what: str) -> T | None:
+    """What an exporter is made into; None, and a line in the log, where OTEL_* says what the library cannot take. The
+    library's own lines are left out: whoever exports tells by itself, once."""
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     try:
-        return Spans(_otlp(os.environ), service)
+        return make()
     except Exception as error:
-        log.warning("nothing is traced: OTEL_* variables that cannot be taken", why=str(error)[:200])
+        log.warning("not exported: OTEL_* variables that cannot be taken", what=what, why=str(error)[:200])
         return None
+
+
+def disabled(environment: Mapping[str, str]) -> bool:
+    """Whether nothing at all is to be exported."""
+    return environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
 
 
 def wanted(environment: Mapping[str, str]) -> bool:
     """Whether spans are to be exported at all."""
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if disabled(environment):
         return False
     exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     if exporter not in ("", "otlp", "none"):

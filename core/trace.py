@@ -120,6 +120,11 @@ class Caller(NamedTuple):
         """The id of a request's trace: the caller's, else a new one."""
         return self.origin.trace_id if self.origin is not None else new_id(128)
 
+    def names(self, trace_id: int) -> tuple[str, str]:
+        """What an answer calls a request (by the caller's own id of it, else by the trace's) and its trace."""
+        trace = f"{trace_id:032x}"
+        return self.request_id or trace, trace
+
 
 NOBODY = Caller()
 
@@ -136,6 +141,3 @@ class Sampling(NamedTuple):
     def bound(self, model: str) -> int:
         """Sampled are trace ids whose lower half is less than this."""
         return round(self.by_model.get(model, self.ratio) * (TRACE_HALF + 1))
-
-
-NEVER = Sampling(0.0, parent_based=False)

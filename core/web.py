@@ -109,8 +109,8 @@ def _naming(scope: Scope, send: Send) -> Send:
     """Every answer names its request (`x-request-id`) and the trace that this belongs to (`x-trace-id`)."""
     headers = dict(reversed(scope["headers"]))
     caller = Caller.of(headers.get(b"traceparent"), headers.get(b"tracestate"), headers.get(b"x-request-id"))
-    trace_id = f"{caller.new_trace():032x}"
-    named = {b"x-request-id": (caller.request_id or trace_id).encode(), b"x-trace-id": trace_id.encode()}
+    request_id, trace_id = caller.names(caller.new_trace())
+    named = {b"x-request-id": request_id.encode(), b"x-trace-id": trace_id.encode()}
 
     async def naming(message: Message) -> None:
         if message["type"] == "http.response.start":

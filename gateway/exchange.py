@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from gateway.routing import Route, Table
     from gateway.tracing import Trace
 
+GRPC, REST = "grpc", "rest"
+"""What a request came by."""
+
 
 class InputTensor(msgspec.Struct, gc=False):
     """`shape` as sent, `data` the raw V2 bytes: of a fixed-size type exactly as many as the shape says."""
@@ -99,7 +102,7 @@ class Exchange:
         "version",
     )
 
-    transport: ClassVar[str] = "rest"
+    transport: ClassVar[str] = REST
 
     def __init__(
         self, model: str, version: str, credential: bytes | None, deadline: int = 0, caller: Caller = NOBODY

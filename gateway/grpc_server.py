@@ -21,7 +21,7 @@ import structlog
 
 from core.errors import Draining, InvalidRequest, PenstockError, SlowSender, Unavailable
 from core.identity import Verifier
-from core.settings import Settings
+from core.settings import Settings, authority
 from gateway.dataplane import DataPlane, internal
 from gateway.health import Health
 from gateway.lifecycle import Lifecycle
@@ -120,9 +120,9 @@ def _bind(server: grpc.aio.Server, host: str, port: int, shared: bool) -> int:
     if not shared:
         check_port(host, port)
     try:
-        return server.add_insecure_port(_address(host, port))
+        return server.add_insecure_port(authority(host, port))
     except RuntimeError:
-        raise Unavailable(f"gRPC cannot listen on {_address(host, port)}") from None
+        raise Unavailable(f"gRPC cannot listen on {authority(host, port)}") from None
 
 
 def check_port(host: str, port: int) -> None:
@@ -135,11 +135,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind(where)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise Unavailable(f"gRPC cannot listen on {_address(host, port)}: {reason}") from None
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise Unavailable(f"gRPC cannot listen on {authority(host, port)}: {reason}") from None
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]

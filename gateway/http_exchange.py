@@ -123,9 +123,9 @@ class HttpExchange(Exchange):
 
 
 def ids(trace_id: int, caller: Caller) -> bytes:
-    """The header lines of every answer that name the request: the caller's id where it gave one, else its trace's."""
-    name = b"%032x" % trace_id
-    return b"x-request-id: %b\r\nx-trace-id: %b\r\n" % (caller.request_id.encode() or name, name)
+    """The header lines of every answer that name the request."""
+    request_id, trace = caller.names(trace_id)
+    return f"x-request-id: {request_id}\r\nx-trace-id: {trace}\r\n".encode()
 
 
 def _length(text: bytes | None) -> int | None:

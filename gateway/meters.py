@@ -17,6 +17,7 @@ from core import telemetry
 from core.beats import Share
 from core.meters import ROWS, Histogram, Tenants, counters, durations, gauges, histograms
 from core.telemetry import CANCELLED, OK, outcome_of
+from gateway.exchange import GRPC, REST
 
 if TYPE_CHECKING:
     from gateway.batching.batcher import BatchDone
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 Key = tuple[str, str]
 VERSIONS = 256
 """Versions whose counts are kept; those not open go first."""
-GRPC, REST = "grpc", "rest"
 PATIENCE_S = 1.0
 """A scrape waits this long for the event loop."""
 

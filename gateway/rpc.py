@@ -24,7 +24,7 @@ from core.status import status_of
 from gateway import metadata
 from gateway.codec import parameters, protobuf
 from gateway.dataplane import DataPlane
-from gateway.exchange import Exchange, InferRequest, InferResponse
+from gateway.exchange import GRPC, Exchange, InferRequest, InferResponse
 from gateway.fit import Mould
 from gateway.health import Health
 from gateway.lifecycle import Lifecycle
@@ -103,9 +103,9 @@ def about(headers: Mapping[str, str | bytes]) -> trace.Caller:
 
 
 def ids(caller: trace.Caller, trace_id: int) -> tuple[tuple[str, str], ...]:
-    """What every call's trailers say: the caller's id of it, else its trace's."""
-    name = f"{trace_id:032x}"
-    return ("x-request-id", caller.request_id or name), ("x-trace-id", name)
+    """What every call's trailers say of it."""
+    request_id, trace = caller.names(trace_id)
+    return ("x-request-id", request_id), ("x-trace-id", trace)
 
 
 def _encoded(value: str | bytes | None) -> bytes | None:
@@ -138,7 +138,7 @@ class GrpcExchange(Exchange):
 
     __slots__ = ("_message", "_most", "outcome")
 
-    transport = "grpc"
+    transport = GRPC
 
     def __init__(self, message: protobuf.Message, caller: Caller, deadline: int, most: int) -> None:
         head = message.head

@@ -36,8 +36,7 @@ from core.status import status_of
 from core.telemetry import CANCELLED, FAILED, LATE, OK, outcome_of
 from core.topology import infer_queue
 from core.trace import TRACE_HALF, Ahead, Context, Sampling
-from gateway.exchange import Exchange
-from gateway.meters import GRPC
+from gateway.exchange import GRPC, Exchange
 
 if TYPE_CHECKING:
     from gateway.batching.entry import Entry

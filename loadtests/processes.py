@@ -46,7 +46,9 @@ class Echo(NamedTuple):
 def server(home: Path, command: Sequence[str | Path] = (COMMAND, "up"), **settings: str) -> Iterator[Server]:
     """A server of its own on free ports, from when it is ready; asked to stop at the end. Raises RuntimeError."""
     ours = {"home": str(home), "http_port": "0", "grpc_port": "0", "control_port": "0", "log_level": "warning"}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "RAY_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "RAY_", "OTEL_"))
+    }
     environment |= {f"PENSTOCK_{name.upper()}": value for name, value in (ours | settings).items()}
     home.mkdir(parents=True, exist_ok=True)
     log = home.parent / f"{home.name}.log"
@@ -57,7 +59,7 @@ def server(home: Path, command: Sequence[str | Path] = (COMMAND, "up"), **settin
     try:
         yield _ready(process, home, log)
     finally:
-        _stop(process)
+        stop(process)
 
 
 def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Server:
@@ -75,7 +77,8 @@ def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Server:
     raise RuntimeError(f"the server {how}; its last words:\n{last}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to stop, with all that it has started, and kill it if it does not."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(STOPPED_WITHIN_S)

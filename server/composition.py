@@ -91,11 +91,6 @@ class Composition:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def authority(host: str, port: int) -> str:
-    """host:port, as it stands in a URL."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 async def _end(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait([task])

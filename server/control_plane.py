@@ -15,7 +15,7 @@ import control.api
 import control.health
 from control.status import Look, Seen, nobody
 from core.errors import Unavailable
-from core.settings import Settings
+from core.settings import Settings, authority
 from core.telemetry import CONTROL_SERVICE
 from core.web import Guard, install_errors
 from gateway.dataplane import DataPlane
@@ -25,7 +25,7 @@ from repository.commands import Commands
 from repository.opening import open_repository
 from repository.watch import Watch
 from server import docs
-from server.composition import Composition, authority
+from server.composition import Composition
 from server.handshake import by_gateways
 from server.home import made
 from server.keys import Keys

@@ -28,7 +28,7 @@ from repository.commands import Commands
 from repository.opening import open_repository
 from repository.watch import Watch
 from server import watching
-from server.composition import Composition, authority
+from server.composition import Composition
 from server.display import Display
 from server.first_key import first_key, key_and_try
 from server.home import Home
@@ -135,7 +135,7 @@ class Distributed(Composition):
         self.watch = Watch(store, chosen.poll_interval_s)
         self._background(self.watch.run())
         self.commands = Commands(store, artifacts, chosen, self.watch)
-        self.control = f"http://{authority(chosen.host, chosen.control_port)}"
+        self.control = f"http://{settings.authority(chosen.host, chosen.control_port)}"
         await self._until_ready(self.control)
         self.api_key = await self._key()
         if chosen.samples:

@@ -9,7 +9,7 @@ import structlog
 import control.api
 import gateway.rest
 from core.identity import Verifier
-from core.settings import Settings
+from core.settings import Settings, authority
 from core.telemetry import EMBEDDED_SERVICE
 from core.web import Guard, install_errors
 from gateway import grpc_server
@@ -27,7 +27,7 @@ from repository.records import Version
 from repository.sqlite import SqliteStore
 from repository.watch import Watch
 from server import docs
-from server.composition import Composition, authority
+from server.composition import Composition
 from server.display import Display
 from server.first_key import first_key, key_and_try
 from server.home import Home

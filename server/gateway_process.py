@@ -24,7 +24,7 @@ import gateway.rest
 from core import logs
 from core.beats import GatewayBeat, boot_id
 from core.errors import Draining, PenstockError, Unavailable
-from core.settings import Settings
+from core.settings import Settings, authority
 from core.telemetry import GATEWAY_SERVICE
 from core.topology import new_instance
 from core.web import Guard, install_errors
@@ -43,7 +43,7 @@ from repository.commands import Commands
 from repository.opening import open_repository
 from repository.watch import Watch
 from server import docs, outlets
-from server.composition import Composition, authority
+from server.composition import Composition
 from server.handshake import by_gateways
 from server.home import made
 from server.keys import Keys

@@ -24,9 +24,8 @@ import structlog
 import typer
 
 from core.errors import Unavailable
-from core.settings import Settings
+from core.settings import Settings, authority
 from gateway.grpc_server import check_port
-from server.composition import authority
 from server.listen import BACKLOG, bind
 from server.stopping import stop_signal
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from loadtests.processes import stop
+
 COMMAND = Path(sys.executable).parent / "penstock"
 READY_WITHIN_S = 240
 STOPPED_WITHIN_S = 60
@@ -94,8 +96,7 @@ def started(home: Path, log: Path, *words: str, **settings: str) -> Iterator[sub
         raise
     finally:
         if process.poll() is None:
-            process.kill()
-            process.wait()
+            stop(process)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> RunningServer:

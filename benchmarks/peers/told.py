@@ -285,12 +285,5 @@ def _remark(server: Server) -> str:
     return f" **In {server.failed} of the rounds it could not be measured.**" if server.failed else ""
 
 
-def main(result_file: str, page: str | None = None) -> None:
-    if page is None:
-        print(text(load(Path(result_file))), end="")
-    else:
-        Path(page).write_text(show(Path(result_file).name, Path(page).read_text()))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    report.main(sys.argv[1:], lambda file: text(load(file)), show)

@@ -84,4 +84,4 @@ def _number(value: float) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(show(Path(sys.argv[1]).name, Path(sys.argv[2]).read_text()))
+    report.main(sys.argv[1:], lambda file: table(load(file)), show)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from core import exposition, meters
+from core.errors import Unavailable
 from core.exposition import Exposition
 from core.identity import DEPLOY, OBSERVE, Credential, Principal, Verifier, new_key
 from core.settings import Settings
@@ -42,6 +43,10 @@ def start(tmp_path: Path, first_port: int) -> Iterator[Start]:
     yield begin
     for each in started:
         each.close()
+
+
+def away() -> Verifier:
+    raise Unavailable("nobody knows the keys now")
 
 
 def get(port: int, path: str = "/metrics", method: str = "GET", **headers: str) -> tuple[int, str]:
@@ -79,7 +84,7 @@ def test_elsewhere_it_needs_a_key_of_role_observe(start: Start) -> None:
 
 
 def test_elsewhere_a_process_without_keys_serves_nobody(start: Start) -> None:
-    port = start("0.0.0.0", find=exposition.nobody).port
+    port = start("0.0.0.0", find=away).port
     assert get(port)[0] == 401
     assert get(port, **{"X-API-Key": new_key().secret})[0] == 503
 

@@ -8,20 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
 from core.otlp_spans import encode
-from core.spans import Spans
 from core.trace import Context
+from tests.kept_spans import Kept
 
-
-class _Nowhere(SpanExporter):
-    def export(self, spans: Any) -> SpanExportResult:
-        return SpanExportResult.SUCCESS
-
-
-SPANS = Spans(_Nowhere(), "test")
+SPANS = Kept()
 TRACE, ID = st.integers(1, (1 << 128) - 1), st.integers(1, (1 << 64) - 1)
 STATE = st.sampled_from(["", "a=1", "vendor=x y,b@c=2"])
 CONTEXT = st.builds(Context, TRACE, ID, st.just(True), STATE)

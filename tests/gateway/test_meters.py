@@ -12,34 +12,15 @@ from prometheus_client.core import Metric
 
 from core.errors import ModelFailed, PenstockError
 from core.settings import Settings
-from core.trace import Caller
 from gateway import meters
 from gateway.dataplane import DataPlane
-from gateway.exchange import Exchange, InferRequest, InferResponse, InputTensor
-from gateway.fit import Mould
 from gateway.meters import Meters
 from gateway.routes import Routes
 from gateway.transports.fake import Fake
 from repository.catalog import catalog
+from tests.gateway.asked import Asked
 from tests.gateway.grpc_running import verifier, version
 from tests.gateway.transports.replicas import until
-
-
-class Asked(Exchange):
-    __slots__ = ("told",)
-
-    def __init__(self, key: str, model: str = "echo") -> None:
-        super().__init__(model, "", key.encode(), 0, Caller())
-        self.told: list[str | PenstockError] = []
-
-    def decode(self, mould: Mould) -> InferRequest:
-        return InferRequest([InputTensor("x", "FP32", (1, 4), bytes(16))])
-
-    def reply(self, response: InferResponse) -> None:
-        self.told.append(response.version)
-
-    def fail(self, error: PenstockError) -> None:
-        self.told.append(error)
 
 
 class Called(Asked):
@@ -60,7 +41,7 @@ class Site:
         self.routes.recorder.meters.watch(self.routes.working, lambda: 3)
 
     def ask(self, kind: type[Asked] = Asked, key: str = "", model: str = "echo") -> Asked:
-        asked = kind(key or self.keys.predict, model)
+        asked = kind(key or self.keys.predict, model=model)
         self.plane.infer(asked)
         return asked
 

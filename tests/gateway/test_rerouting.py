@@ -13,14 +13,13 @@ from core.datatypes import Buffer
 from core.errors import DeadlineExceeded, InvalidRequest, NotFound, NotReady, PenstockError
 from core.settings import Settings
 from gateway.dataplane import DataPlane
-from gateway.exchange import Exchange, InferRequest, InferResponse, InputTensor
-from gateway.fit import Mould
 from gateway.hub import Hub
 from gateway.routes import Routes
 from gateway.transports.base import Transport
 from gateway.transports.fake import Fake
 from repository.catalog import catalog
 from repository.records import Alias, Signature, TensorSpec
+from tests.gateway.asked import Asked
 from tests.gateway.grpc_running import verifier, version
 from tests.gateway.transports.replicas import hub_at, replica_at, until
 from workers.messages import Cancel
@@ -29,32 +28,13 @@ FOUR = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("x", "FP32", (
 ROW: Buffer = bytes(16)
 
 
-class Asked(Exchange):
-    """A request that keeps what it is told: the version that answered it, or the error."""
-
-    __slots__ = ("told",)
-
-    def __init__(self, named: str = "", within_s: float = 30.0, key: str = "") -> None:
-        super().__init__("echo", named, key.encode(), time.monotonic_ns() + round(within_s * 1e9))
-        self.told: list[str | PenstockError] = []
-
-    def decode(self, mould: Mould) -> InferRequest:
-        return InferRequest([InputTensor("x", "FP32", (1, 4), ROW)])
-
-    def reply(self, response: InferResponse) -> None:
-        self.told.append(response.version)
-
-    def fail(self, error: PenstockError) -> None:
-        self.told.append(error)
-
-
 class Site(NamedTuple):
     plane: DataPlane
     routes: Routes
     key: str
 
     def ask(self, named: str = "", within_s: float = 30.0) -> Asked:
-        asked = Asked(named, within_s, self.key)
+        asked = Asked(self.key, named, within_s)
         self.plane.infer(asked)
         return asked
 

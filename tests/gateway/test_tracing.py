@@ -3,90 +3,57 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
 
-from core.errors import InvalidRequest, ModelFailed, PenstockError
+from core.errors import InvalidRequest, ModelFailed
 from core.settings import Settings
-from core.spans import Spans
 from core.trace import Caller, Context, Sampling
 from gateway import tracing
 from gateway.dataplane import DataPlane
-from gateway.exchange import Exchange, InferRequest, InferResponse, InputTensor
+from gateway.exchange import Exchange, InferRequest
 from gateway.fit import Mould
 from gateway.routes import Routes
 from gateway.tracing import Sampled, Tracer, hashed
 from gateway.transports.fake import Fake
 from repository.catalog import catalog
+from tests.gateway.asked import Asked
 from tests.gateway.grpc_running import verifier, version
 from tests.gateway.transports.replicas import until
+from tests.kept_spans import Kept
 from workers.messages import Batch, Reply, Timing
 
 MS = 1_000_000
 ORIGIN = Context(0xA, 0xB, True, "vendor=1")
 
 
-class Collected(Spans):
-    """Keeps what it is given; there is no thread."""
-
-    def __init__(self) -> None:
-        super().__init__(_Nowhere(), "test")
-        self.traces: list[dict[str, ReadableSpan]] = []
-
-    def emit(self, spans: Sequence[ReadableSpan]) -> bool:
-        self.traces.append({span.name: span for span in spans})
-        return True
-
-
-class _Nowhere(SpanExporter):
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        return SpanExportResult.SUCCESS
-
-
-class Asked(Exchange):
-    """A request that keeps what it is told."""
-
-    __slots__ = ("bad", "told")
-
-    def __init__(self, key: str, caller: Caller, model: str = "echo", bad: bool = False) -> None:
-        super().__init__(model, "", key.encode(), time.monotonic_ns() + 10**10, caller)
-        self.bad = bad
-        self.told: list[str | PenstockError] = []
+class Bad(Asked):
+    __slots__ = ()
 
     def decode(self, mould: Mould) -> InferRequest:
-        if self.bad:
-            raise InvalidRequest("nonsense")
-        return InferRequest([InputTensor("x", "FP32", (1, 4), bytes(16))])
-
-    def reply(self, response: InferResponse) -> None:
-        self.told.append(response.version)
-
-    def fail(self, error: PenstockError) -> None:
-        self.told.append(error)
+        raise InvalidRequest("nonsense")
 
 
 class Site(NamedTuple):
     plane: DataPlane
     routes: Routes
-    spans: Collected
+    spans: Kept
     transport: Fake
     key: str
 
-    def ask(self, origin: Context | None = None, **changes: Any) -> Asked:
-        asked = Asked(self.key, Caller(origin, "mine"), **changes)
+    def ask(self, origin: Context | None = None, kind: type[Asked] = Asked, model: str = "echo") -> Asked:
+        asked = kind(self.key, within_s=10.0, model=model, caller=Caller(origin, "mine"))
         self.plane.infer(asked)
         return asked
 
 
 @asynccontextmanager
 async def site(sampling: Sampling) -> AsyncIterator[Site]:
-    spans, transport = Collected(), Fake(automatic=False)
+    spans, transport = Kept(), Fake(automatic=False)
     routes = Routes(Settings(), Tracer(spans, sampling))
     keys, secrets = verifier()
     routes.refresh(catalog(1, [version()], [], []))
@@ -194,10 +161,10 @@ async def test_an_outage_is_not_told_of_request_by_request(monkeypatch: pytest.M
 async def test_a_refusal_is_told_of_where_its_caller_traces() -> None:
     """It has no batch; unasked a refusal is not told of: there may be very many."""
     async with site(Sampling(0.0)) as here:
-        here.ask(bad=True)
+        here.ask(kind=Bad)
         here.ask(model="unknown")
         assert here.spans.traces == []
-        here.ask(ORIGIN, bad=True)
+        here.ask(ORIGIN, kind=Bad)
         here.ask(ORIGIN, model="unknown")
         refused, unrouted = here.spans.traces
     for trace, code in ((refused, 400), (unrouted, 404)):

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
 from core import trace
 from core.errors import ModelFailed
-from core.spans import Spans
 from core.trace import Context
+from tests.kept_spans import Kept
 from tests.workers.samples import batch_of, rows, version
 from workers.batch_spans import BatchSpans
 from workers.messages import Batch, Failure, Output, Reply, Timing, failure_of
 
 PUBLISH = Context(0xAA, 0xAB, True, "vendor=1")
-
-
-class Kept(Spans):
-    def __init__(self) -> None:
-        super().__init__(_Nowhere(), "test")
-        self.kept: list[ReadableSpan] = []
-
-    def emit(self, spans: Sequence[ReadableSpan]) -> bool:
-        self.kept += spans
-        return True
-
-
-class _Nowhere(SpanExporter):
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        return SpanExportResult.SUCCESS
 
 
 def traced(*members: Context | None) -> Batch:
