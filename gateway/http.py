@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
 from core.datatypes import Buffer
@@ -50,7 +50,7 @@ from core.trace import NOBODY
 from gateway.codec import rest
 from gateway.http_body import DIRECT_FROM, BodyReader, listen
 from gateway.http_exchange import HttpExchange, InferHead, ids, infer_target, render_error
-from gateway.http_turn import Known, Turn, parse_target
+from gateway.http_turn import Cycle, Known, Turn, parse_target
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -567,7 +567,8 @@ class Protocol(HttpToolsProtocol):
             "method": method.decode("ascii"),
             **target._asdict(),
         }
-        turn.cycle = RequestResponseCycle(
+        turn.cycle = Cycle(
+            turn,
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -581,7 +582,7 @@ class Protocol(HttpToolsProtocol):
             on_response=lambda: self._finished(turn),
         )
 
-    def _asgi_body(self, cycle: RequestResponseCycle, body: bytes) -> None:
+    def _asgi_body(self, cycle: Cycle, body: bytes) -> None:
         if cycle.response_complete:
             return
         cycle.body += body

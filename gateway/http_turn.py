@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -14,7 +14,7 @@ from gateway.http_exchange import HttpExchange, InferHead
 
 
 class Turn:
-    """One request of a connection: an infer request (`exchange`), or any other (`cycle`, uvicorn's)."""
+    """One request of a connection: an infer request (`exchange`), or any other (`cycle`)."""
 
     __slots__ = (
         "body",
@@ -37,7 +37,7 @@ class Turn:
         """The client waits for `100 Continue` before it sends the body."""
         self.exchange: HttpExchange | None = None
         self.head: InferHead | None = None
-        self.cycle: RequestResponseCycle | None = None
+        self.cycle: Cycle | None = None
         self.error: PenstockError | None = None
         """Decided before the request was whole; answered in its turn."""
         self.length = 0
@@ -57,6 +57,23 @@ class Turn:
             if not isinstance(self.body, bytearray):
                 self.body = bytearray(self.body)
             self.body += data
+
+
+class Cycle(RequestResponseCycle):
+    """uvicorn's, which says `Connection: close` where it answers before the body is whole: the rest is not read as a
+    request, so a client that kept the connection would find it closed under its next one."""
+
+    def __init__(self, turn: Turn, **of_uvicorn: Any) -> None:
+        super().__init__(**of_uvicorn)
+        self._turn = turn
+
+    async def send(self, message: Any) -> None:
+        early = not self.response_started and not self._turn.complete
+        if early:
+            self._turn.keep_alive = self.keep_alive = False
+        await super().send(message)
+        if early:
+            self.keep_alive = True  # or uvicorn would hang up at once, and the kernel's reset take the answer away
 
 
 class Known:

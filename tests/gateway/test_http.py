@@ -56,8 +56,12 @@ class Plane:
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the path and the size of the body."""
+    """Answers with the path and the size of the body; `/early` without reading it."""
     if scope["type"] != "http":
+        return
+    if scope["path"] == "/early":
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
         return
     size, more = 0, True
     while more:
@@ -436,6 +440,19 @@ async def test_refused_before_the_body() -> None:
         answer = await wire.answer()
         assert answer.status == 401
         assert answer.headers["www-authenticate"] == "bearer"
+        assert await wire.closed()
+
+
+async def test_an_answer_before_the_body_ends_the_connection() -> None:
+    """And says so: the client does not try its next request there. One whose body had come stays."""
+    async with running() as server:
+        wire = await server.wire()
+        await wire.send(post("/early", b"whole"))
+        assert "connection" not in (await wire.answer()).headers
+        await wire.send(post("/early", b"", length=100))
+        answer = await wire.answer()
+        assert (answer.status, answer.body, answer.headers["connection"]) == (401, b"no", "close")
+        await wire.send(b"x" * 100)
         assert await wire.closed()
 
 

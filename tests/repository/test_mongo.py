@@ -270,6 +270,10 @@ async def pair(own_mongo: Own, tmp_path: Path) -> AsyncIterator[list[tuple[Mongo
         await mongo.close()
 
 
+ONE_WAIT_S = 3.5
+"""Less than two of the driver's waits of 2 s one after the other; more than one, on a machine that is busy."""
+
+
 async def seconds_until_unavailable(call: Awaitable[Any]) -> float:
     began = time.monotonic()
     with pytest.raises(Unavailable, match="cannot be reached"):
@@ -297,7 +301,7 @@ async def test_away_every_method_says_so_within_two_seconds(
         took = await asyncio.gather(*map(seconds_until_unavailable, calls))
     finally:
         await asyncio.to_thread(own_mongo.start if how == "killed" else own_mongo.resume)
-    assert max(took) < 2.3
+    assert max(took) < ONE_WAIT_S
     for store, artifacts in pair:
         await back_within(store, 5.0)
         await artifacts.put(chunks(b"one"), 10)
@@ -308,7 +312,7 @@ async def test_a_repository_opens_while_mongodb_is_away(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, mongo_url="mongodb://127.0.0.1:1/")
     store, artifacts = await open_repository(settings)
     took = await asyncio.gather(*map(seconds_until_unavailable, (store.revision(), artifacts.digests())))
-    assert max(took) < 2.3
+    assert max(took) < ONE_WAIT_S
     await store.close()
 
 
