@@ -33,7 +33,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 
-from core.spans import begun, disabled, protocol, resource
+from core.otel import begun, disabled, protocol, resource
 
 log = structlog.get_logger(__name__)
 

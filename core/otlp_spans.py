@@ -1,5 +1,6 @@
-"""Finished spans → the bytes of OTLP's request, for the exporter over gRPC: 8 µs a span. The library takes 37, most of
-them for a hash of the resource: with one request in a hundred traced, a seventh of what a gateway can do.
+"""Finished spans → OTLP. Over HTTP by the library's own encoder; over gRPC by hand: 4 µs a span. The library takes 37,
+most of them for a hash of the resource, and 7 more to make the spans that it wants: with one request in a hundred
+traced, a seventh of what a gateway can do.
 
 By hand, field by field, as `opentelemetry/proto/trace/v1/trace.proto` numbers them; a test holds it to what the library
 makes of the same spans.
@@ -10,78 +11,126 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanContext
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
-_IDS = struct.Struct(">2s16s2s8s")
-_TIMES = struct.Struct("<BBBQBQ")
-_DOUBLE = struct.Struct("<d")
-_PARENT = struct.Struct(">2sQ")
-_HAS_IS_REMOTE = b"\x85\x01" + struct.pack("<I", 0x100)
-"""Field 16, flags: it is known whether the parent is another process's, and here it never is said to be."""
-_LINK_FLAGS = b"\x35" + struct.pack("<I", 0x100)
+from core.spans import Span
+from core.trace import Context
 
-
-class QuickExporter(OTLPSpanExporter):
-    """The library's, but for the encoding. Its spans are of one resource and one scope."""
-
-    def _translate_data(self, data: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
-        return encode(data)
+SCOPE = InstrumentationScope("penstock")
 
 
-def encode(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
-    """`spans`: one or more, all of the first one's resource and scope."""
-    form = encode_spans(spans[:1])
-    resource = form.resource_spans[0]
-    scope = resource.scope_spans[0]
-    scope.ClearField("spans")
-    head = scope.SerializeToString()
-    resource.ClearField("scope_spans")
-    body = head + b"".join([_field(0x12, _span(span)) for span in spans])
-    whole = _field(0x0A, resource.SerializeToString() + _field(0x12, body))
-    return ExportTraceServiceRequest.FromString(whole)
+class OverHttp:
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+        self._exporter = HttpExporter()
+
+    def export(self, spans: Sequence[Span]) -> SpanExportResult:
+        return self._exporter.export([readable(span, self._resource) for span in spans])
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _span(span: ReadableSpan) -> bytes:
-    context, parent, status = span.context, span.parent, span.status
-    assert context is not None
-    parts = [
-        _IDS.pack(b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id.to_bytes(8, "big"))
-    ]
-    if context.trace_state:
-        parts.append(_state(context))
-    if parent is not None:
-        parts.append(_PARENT.pack(b"\x22\x08", parent.span_id))
-    parts.append(_text(0x2A, span.name))
-    parts.append(_TIMES.pack(0x30, span.kind.value + 1, 0x39, span.start_time or 0, 0x41, span.end_time or 0))
-    for name, value in (span.attributes or {}).items():
-        parts.append(_number(name, value) if type(value) is float else _named(name, value))
-    parts += [_field(0x6A, _link(link.context)) for link in span.links]
-    told = _text(0x12, status.description) if status.description else b""
-    code = b"\x18" + bytes([status.status_code.value]) if status.status_code.value else b""
-    parts.append(_field(0x7A, told + code))
-    parts.append(_HAS_IS_REMOTE)
-    return b"".join(parts)
-
-
-def _link(context: SpanContext) -> bytes:
-    return b"".join(
-        (
-            b"\x0a\x10",
-            context.trace_id.to_bytes(16, "big"),
-            b"\x12\x08",
-            context.span_id.to_bytes(8, "big"),
-            _LINK_FLAGS,
-        )
+def readable(span: Span, resource: Resource) -> ReadableSpan:
+    """As the SDK has it."""
+    return ReadableSpan(
+        span.name,
+        _span_context(span.context),
+        None if span.parent is None else _span_context(span.parent),
+        resource,
+        span.attributes,
+        links=[Link(_span_context(link)) for link in span.links],
+        kind=span.kind,
+        status=Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.UNSET),
+        start_time=span.start,
+        end_time=max(span.start, span.end),
+        instrumentation_scope=SCOPE,
     )
 
 
-def _state(context: SpanContext) -> bytes:
-    return _text(0x1A, ",".join(f"{name}={value}" for name, value in context.trace_state.items()))
+def _span_context(context: Context) -> SpanContext:
+    state = TraceState.from_header([context.state]) if context.state else None
+    return SpanContext(context.trace_id, context.span_id, False, TraceFlags(TraceFlags.SAMPLED), state)
+
+
+class OverGrpc(OTLPSpanExporter):
+    """The library's, but for the encoding: of `Span`, not of `ReadableSpan`."""
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__()
+        self._form = Form.of(resource)
+
+    def _translate_data(self, data: Sequence[Any]) -> ExportTraceServiceRequest:
+        return ExportTraceServiceRequest.FromString(encode(data, self._form))
+
+
+class Form(NamedTuple):
+    """What is around the spans of a process: its resource and the scope, encoded."""
+
+    resource: bytes
+    scope: bytes
+
+    @classmethod
+    def of(cls, resource: Resource) -> Form:
+        whole = encode_spans([readable(Span("", Context(1, 1), None, 0, 0), resource)]).resource_spans[0]
+        scope = whole.scope_spans[0]
+        scope.ClearField("spans")
+        encoded = scope.SerializeToString()
+        whole.ClearField("scope_spans")
+        return cls(whole.SerializeToString(), encoded)
+
+
+def encode(spans: Sequence[Span], form: Form) -> bytes:
+    """An ExportTraceServiceRequest."""
+    body = form.scope + b"".join([_field(0x12, _span(span)) for span in spans])
+    return _field(0x0A, form.resource + _field(0x12, body))
+
+
+_IDS = struct.Struct(">2s16s2sQ")
+_TIMES = struct.Struct("<BBBQBQ")
+_DOUBLE = struct.Struct("<d")
+_PARENT = struct.Struct(">2sQ")
+_IS_REMOTE = struct.pack("<I", 0x100)
+"""Flags: it is known whether the span is another process's, and here it never is said to be."""
+_SPAN_FLAGS, _LINK_FLAGS = b"\x85\x01" + _IS_REMOTE, b"\x35" + _IS_REMOTE
+_UNSET = b"\x7a\x00" + _SPAN_FLAGS
+
+
+def _span(span: Span) -> bytes:
+    name, context, parent, start, end, kind, attributes, links, error = span
+    parts = [_IDS.pack(b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id)]
+    if context.state:
+        parts.append(_state(context.state))
+    if parent is not None:
+        parts.append(_PARENT.pack(b"\x22\x08", parent.span_id))
+    parts.append(_text(0x2A, name))
+    parts.append(_TIMES.pack(0x30, kind.value + 1, 0x39, start, 0x41, end if end > start else start))
+    for key, value in attributes.items():
+        parts.append(_measure(key) + _DOUBLE.pack(value) if type(value) is float else _named(key, value))
+    parts += map(_link, links)
+    parts.append(_field(0x7A, _text(0x12, error) + b"\x18\x02") + _SPAN_FLAGS if error else _UNSET)
+    return b"".join(parts)
+
+
+def _link(link: Context) -> bytes:
+    ids = _IDS.pack(b"\x0a\x10", link.trace_id.to_bytes(16, "big"), b"\x12\x08", link.span_id)
+    return _field(0x6A, ids + _LINK_FLAGS)  # without its tracestate, as the library has it
+
+
+@lru_cache(1024)
+def _state(state: str) -> bytes:
+    """A tracestate, as the library reads and writes it."""
+    return _text(0x1A, ",".join(f"{name}={value}" for name, value in TraceState.from_header([state]).items()))
 
 
 @lru_cache(4096, typed=True)
@@ -98,9 +147,10 @@ def _named(name: str, value: object) -> bytes:
     return _field(0x4A, _text(0x0A, name) + _field(0x12, told))
 
 
-def _number(name: str, value: float) -> bytes:
-    """One that is a measure, hardly ever the same."""
-    return _field(0x4A, _text(0x0A, name) + b"\x12\x09\x21" + _DOUBLE.pack(value))
+@lru_cache(1024)
+def _measure(name: str) -> bytes:
+    """All but the eight bytes of an attribute that is a measure, hardly ever the same."""
+    return _field(0x4A, _text(0x0A, name) + b"\x12\x09\x21" + bytes(8))[:-8]
 
 
 @lru_cache(4096)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core import otlp_metrics, spans
+from core import otel, otlp_metrics
 from core.exposition import Exposition, Find
 from core.meters import OfSpans, Source, registry
 from core.otlp_metrics import Pusher
@@ -13,7 +13,7 @@ class Watched:
     """`process`: gateway, worker, control, workers or embedded; `service`: what OpenTelemetry calls it."""
 
     def __init__(self, settings: Settings, process: str, service: str) -> None:
-        self.spans = spans.from_environment(service)
+        self.spans = otel.from_environment(service)
         self.exposition: Exposition | None = None
         self._settings = settings
         self._process = process

@@ -19,7 +19,7 @@ from gateway.batching.entry import Entry
 from gateway.exchange import Exchange
 from gateway.meters import Meters
 from gateway.statistics import Statistics
-from gateway.tracing import Tracer
+from gateway.tracing import Tracer, begin
 from repository.records import Version
 
 if TYPE_CHECKING:
@@ -69,10 +69,11 @@ class VersionRecorder:
 
     def begin(self, exchange: Exchange) -> Ahead | None:
         """The spans that the execution of a request has to do with, if it is traced."""
-        if self._tracer is None or self._sampled is None:
+        if self._sampled is None:
             return None
         try:
-            return self._tracer.begin(exchange, self._sampled)
+            why = self._sampled.why(exchange)
+            return begin(exchange, why) if why else None
         except Exception:
             log.exception(FAILED)
             return None

@@ -18,9 +18,8 @@ import hashlib
 import os
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.semconv._incubating.attributes import messaging_attributes as messaging
 from opentelemetry.semconv._incubating.attributes import rpc_attributes as rpc
 from opentelemetry.semconv.attributes import http_attributes as http
@@ -30,8 +29,9 @@ from opentelemetry.trace import SpanKind
 
 from core import telemetry, trace
 from core.errors import PenstockError
+from core.otel import sampling
 from core.settings import Settings
-from core.spans import Attributes, Spans, clock_offset, sampling
+from core.spans import Attributes, Span, Spans, clock_offset
 from core.status import status_of
 from core.telemetry import CANCELLED, FAILED, LATE, OK, outcome_of
 from core.topology import infer_queue
@@ -47,6 +47,7 @@ MILLISECOND = 1e6
 FAILURES_PER_S = 50
 """Failed or late requests that are told of although they were not sampled: an outage must not cost more than this."""
 RPC_SERVICE, RPC_METHOD = "inference.GRPCInferenceService", "ModelInfer"
+NOTHING: Attributes = {}
 RATIO, PARENT, FLOOR, FAILURE = "ratio", "parent", "floor", "failure"
 
 
@@ -62,6 +63,13 @@ class Trace:
         self.why = why
         self.ended = 0
         """When it had its answer, in monotonic ns."""
+
+
+def begin(exchange: Exchange, why: str) -> Ahead:
+    """It is traced: the spans that its execution has to do with."""
+    exchange.trace = begun = Trace(why)
+    trace_id, state = exchange.trace_id, state_of(exchange)
+    return Ahead(Context(trace_id, begun.publish_id, True, state), Context(trace_id, begun.compute_id, True, state))
 
 
 class Sampled:
@@ -101,15 +109,6 @@ class Tracer:
     def sampled(self, model: str) -> Sampled:
         return Sampled(self._sampling, model)
 
-    def begin(self, exchange: Exchange, sampled: Sampled) -> Ahead | None:
-        """Decide; the spans that the request's execution has to do with, if it is traced."""
-        why = sampled.why(exchange)
-        if not why:
-            return None
-        exchange.trace = begun = Trace(why)
-        trace_id, state = exchange.trace_id, state_of(exchange)
-        return Ahead(Context(trace_id, begun.publish_id, True, state), Context(trace_id, begun.compute_id, True, state))
-
     def end(
         self,
         exchange: Exchange,
@@ -129,7 +128,7 @@ class Tracer:
             begun = Trace(why)
         exchange.trace = None
         now = begun.ended or time.monotonic_ns()
-        self._spans.emit(_Telling(self._spans, exchange, route, entry, error, outcome, begun, now).spans())
+        self._spans.emit(_Telling(exchange, route, entry, error, outcome, begun, now).spans())
 
     def _may_tell(self) -> bool:
         second = time.monotonic_ns() // SECOND
@@ -149,7 +148,6 @@ class _Telling:
 
     def __init__(
         self,
-        spans: Spans,
         exchange: Exchange,
         route: Route | None,
         entry: Entry | None,
@@ -158,7 +156,6 @@ class _Telling:
         begun: Trace,
         now: int,
     ) -> None:
-        self._spans = spans
         self._exchange = exchange
         self._route = route
         self._entry = entry
@@ -169,9 +166,9 @@ class _Telling:
         self._offset = clock_offset()
         self._state = state_of(exchange)
         self._server = Context(exchange.trace_id, begun.span_id, True, self._state)
-        self._made: list[ReadableSpan] = []
+        self._made: list[Span] = []
 
-    def spans(self) -> list[ReadableSpan]:
+    def spans(self) -> list[Span]:
         exchange, entry = self._exchange, self._entry
         admitted = entry.submitted if entry is not None and entry.submitted else self._now
         self._stage("admission", exchange.received, admitted)
@@ -217,17 +214,18 @@ class _Telling:
         name: str,
         start: int,
         end: int,
-        attributes: Attributes | None = None,
+        attributes: Attributes = NOTHING,
         link: Context | None = None,
         span_id: int = 0,
     ) -> None:
         context = Context(self._exchange.trace_id, span_id or trace.new_id(64), True, self._state)
-        self._add(name, context, self._server, start, end, attributes=attributes, link=link)
+        links = () if link is None else (link,)
+        self._add(name, context, self._server, start, end, SpanKind.INTERNAL, attributes, links)
 
     def _publish(self, start: int, end: int, broker: bool) -> None:
         """In one process it takes no time, and there is no broker; the execution belongs under it all the same."""
         context = Context(self._exchange.trace_id, self._begun.publish_id, True, self._state)
-        attributes: dict[str, str | int | float | bool] = {}
+        attributes: Attributes = NOTHING
         if broker and self._route is not None:
             version = self._route.version
             attributes = {
@@ -259,25 +257,11 @@ class _Telling:
         if error:
             attributes[ERROR_TYPE] = error
         told = error if self._outcome in (FAILED, LATE, CANCELLED) else ""
-        self._add(name, self._server, parent, exchange.received, self._now, SpanKind.SERVER, attributes, error=told)
+        self._add(name, self._server, parent, exchange.received, self._now, SpanKind.SERVER, attributes, (), told)
 
-    def _add(
-        self,
-        name: str,
-        context: Context,
-        parent: Context | None,
-        start: int,
-        end: int,
-        kind: SpanKind = SpanKind.INTERNAL,
-        attributes: Attributes | None = None,
-        link: Context | None = None,
-        error: str = "",
-    ) -> None:
-        links = () if link is None else (link,)
-        span = self._spans.span(
-            name, context, parent, start + self._offset, end + self._offset, kind, attributes, links, error
-        )
-        self._made.append(span)
+    def _add(self, name: str, context: Context, parent: Context | None, start: int, end: int, *more: Any) -> None:
+        """A `Span`, but for its times: monotonic ones."""
+        self._made.append(Span(name, context, parent, start + self._offset, end + self._offset, *more))
 
 
 def _called(exchange: Exchange, error: PenstockError | None) -> tuple[str, dict[str, str | int | float | bool]]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from core.spans import Spans
+from core.otlp_spans import readable
+from core.spans import Span, Spans
+
+RESOURCE = Resource({"service.name": "test"})
 
 
 class Kept(Spans):
     """`emitted_together`: what came in one call each."""
 
     def __init__(self) -> None:
-        super().__init__(InMemorySpanExporter(), "test")
         self.emitted_together: list[list[ReadableSpan]] = []
 
-    def emit(self, spans: Sequence[ReadableSpan]) -> bool:
-        self.emitted_together.append(list(spans))
+    def emit(self, spans: Sequence[Span]) -> bool:
+        self.emitted_together.append([readable(span, RESOURCE) for span in spans])
         return True
 
     @property

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.semconv._incubating.attributes import messaging_attributes as messaging
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.trace import SpanKind
 
 from core import telemetry, trace
-from core.spans import Spans, clock_offset
+from core.spans import Span, Spans, clock_offset
 from core.topology import infer_queue
 from core.trace import Context
 from repository.records import Version
@@ -56,9 +55,12 @@ class BatchSpans:
     def observe(self, batch: Batch, reply: Reply, parent: Context | None = None, attempt: int = 0) -> None:
         """A reply passes: note the span of its execution in it. `parent`: what its message says that it belongs under;
         where it says nothing, the first traced member does."""
-        members = [context for member in batch.members if (context := trace.unpack(member.trace)) is not None]
+        told = [member.trace for member in batch.members if member.trace]
         timing = reply.timing
-        if not members or not timing.execution:
+        if not told or not timing.execution:
+            return
+        members = [context for each in told if (context := trace.unpack(each)) is not None]
+        if not members:
             return
         opened = self._open
         if opened is None or opened.timing.execution != timing.execution:
@@ -79,7 +81,7 @@ class BatchSpans:
         if opened is not None:
             self._spans.emit([self._span(opened)])
 
-    def _span(self, opened: _Open) -> ReadableSpan:
+    def _span(self, opened: _Open) -> Span:
         version, timing = self._version, opened.timing
         start = timing.started + clock_offset()
         attributes: dict[str, str | int | float | bool] = {
@@ -101,7 +103,7 @@ class BatchSpans:
             attributes[telemetry.ATTEMPT.name] = opened.attempt
         if opened.error:
             attributes[ERROR_TYPE] = opened.error
-        return self._spans.span(
+        return Span(
             f"process {version.model}",
             opened.context,
             opened.parent,
