@@ -41,7 +41,10 @@ REFUSALS = Metric(
     "penstock_refusals", COUNTER, (*_VERSION, "reason"), "Requests without an answer, by the error's reason"
 )
 UNROUTED = Metric(
-    "penstock_unrouted_requests", COUNTER, ("reason",), "Infer requests that reached no model: by the error's reason"
+    "penstock_unrouted_requests",
+    COUNTER,
+    ("reason",),
+    "Infer requests that reached no model: by the error's reason, where they were refused before they were whole too",
 )
 TENANTS = Metric(
     "penstock_tenant_requests",

@@ -136,6 +136,10 @@ class DataPlane:
             self._refuse(exchange, route, internal(error))
         return True
 
+    def refused(self, exchange: Exchange, error: PenstockError) -> None:
+        """A transport has refused a request by itself, before it was whole: it is counted, and told of."""
+        self._recorder.unrouted(exchange, error)
+
     def _refuse(self, exchange: Exchange, route: Route | None, error: PenstockError, owner: str = "") -> None:
         entry, exchange.entry = exchange.entry, None
         exchange.fail(error)

@@ -163,6 +163,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         try:
             method, caller = self._methods.begin(details.method, headers, told, trace_id)
         except PenstockError as error:
+            self._methods.refused(details.method, told, trace_id, error)
             return grpc.stream_unary_rpc_method_handler(partial(_refuse, error, ids(told, trace_id)))
         if method.stream is not None:
             return grpc.stream_stream_rpc_method_handler(partial(self._stream, method, caller))
@@ -173,7 +174,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         named = ids(caller.about, caller.trace_id)
         try:
             context.set_trailing_metadata(named)
-            return await method.unary(caller, await self._request(context, named), _deadline(context))
+            return await method.unary(caller, await self._request(method, caller, context), _deadline(context))
         except PenstockError as error:
             return _end(context, error, named)
         except grpc.aio.AbortError:
@@ -181,20 +182,24 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         except Exception as error:
             return _end(context, internal(error), named)
 
-    async def _request(self, context: _Context, named: Metadata) -> bytes:
-        timer = self._loop.call_later(self._body_timeout_s, self._late, context, named)
+    async def _request(self, method: Method, caller: Caller, context: _Context) -> bytes:
+        timer = self._loop.call_later(self._body_timeout_s, self._late, method, caller, context)
         try:
             body = await context.read()
         finally:
             timer.cancel()
         if body is _EOF:
-            raise InvalidRequest("the call brought no request")
+            error = InvalidRequest("the call brought no request")
+            method.refused(caller.about, caller.trace_id, error)
+            raise error
         message: bytes = body
         return message
 
-    def _late(self, context: _Context, named: Metadata) -> None:
+    def _late(self, method: Method, caller: Caller, context: _Context) -> None:
         """End a call that waits for its message. (A cancelled read would leave the library writing to freed memory.)"""
-        self._end_soon(context, SlowSender(f"the message did not arrive within {self._body_timeout_s:g} s"), named)
+        error = SlowSender(f"the message did not arrive within {self._body_timeout_s:g} s")
+        method.refused(caller.about, caller.trace_id, error)
+        self._end_soon(context, error, ids(caller.about, caller.trace_id))
 
     async def _stream(
         self, method: Method, caller: Caller, requests: object, context: _Context

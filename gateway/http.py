@@ -466,8 +466,13 @@ class Protocol(HttpToolsProtocol):
 
     def _fail(self, turn: Turn, error: PenstockError) -> None:
         status, headers, body = render_error(error)
-        caller = turn.head.caller if turn.head is not None else NOBODY
-        self._write(turn, status, headers + ids(caller.new_trace(), caller), [body])
+        if turn.head is None:
+            named = ids(NOBODY.new_trace(), NOBODY)
+        else:
+            exchange = HttpExchange(self, turn.head)
+            self.plant.plane.refused(exchange, error)
+            named = ids(exchange.trace_id, exchange.caller)
+        self._write(turn, status, headers + named, [body])
 
     def _write(self, turn: Turn, status: int, headers: bytes, parts: list[Buffer]) -> None:
         size = sum(map(len, parts))

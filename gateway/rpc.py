@@ -66,12 +66,17 @@ Stream = Callable[[Caller, AsyncIterator[bytes]], AsyncIterator[bytes]]
 """(caller, requests) → answers."""
 
 
+Refused = Callable[[trace.Caller, int, PenstockError], None]
+"""(what the call says of itself, trace id, why): a call has ended before it was handed over."""
+
+
 class Method(NamedTuple):
     """Exactly one of `unary` and `stream` is set."""
 
     unary: Unary | None = None
     stream: Stream | None = None
     public: bool = False
+    refused: Refused = lambda about, trace_id, error: None
 
 
 class Methods:
@@ -95,6 +100,12 @@ class Methods:
             raise Unsupported(f"this server does not offer the method {path[:128]!r}")
         caller.principal.require(PREDICT)
         return method, caller
+
+    def refused(self, path: str, about: trace.Caller, trace_id: int, error: PenstockError) -> None:
+        """`begin` has raised `error`."""
+        method = self.table.get(path)
+        if method is not None:
+            method.refused(about, trace_id, error)
 
 
 def about(headers: Mapping[str, str | bytes]) -> trace.Caller:
@@ -163,6 +174,18 @@ class GrpcExchange(Exchange):
             self.outcome.set_result(outcome)
 
 
+class RefusedCall(Exchange):
+    """An infer request that was not read."""
+
+    __slots__ = ()
+
+    transport = GRPC
+
+    def __init__(self, about: trace.Caller, trace_id: int) -> None:
+        super().__init__("", "", None, 0, about)
+        self.trace_id = trace_id or self.trace_id
+
+
 class Inference:
     """`inference.GRPCInferenceService`: decides nothing; the data plane and `gateway/metadata.py` answer."""
 
@@ -193,14 +216,16 @@ class Inference:
         methods = {
             name: Method(_message_method(name, answer), None, public) for name, (answer, public) in answered.items()
         }
-        methods["ModelInfer"] = Method(self._infer)
+        methods["ModelInfer"] = Method(self._infer, refused=self._refused)
         return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
 
     async def _infer(self, caller: Caller, body: bytes, deadline: int) -> bytes:
-        if len(body) > self._settings.max_body_bytes:
-            raise TooLarge(f"the message is larger than {self._settings.max_body_bytes} bytes")
-        most = self._settings.max_tensors
-        exchange = GrpcExchange(protobuf.parse(body, most), caller, deadline, most)
+        try:
+            message = self._parsed(body)
+        except PenstockError as error:
+            self._refused(caller.about, caller.trace_id, error)
+            raise
+        exchange = GrpcExchange(message, caller, deadline, self._settings.max_tensors)
         self._plane.infer(exchange)
         try:
             outcome = await exchange.outcome
@@ -210,6 +235,14 @@ class Inference:
         if isinstance(outcome, PenstockError):
             raise outcome
         return outcome
+
+    def _parsed(self, body: bytes) -> protobuf.Message:
+        if len(body) > self._settings.max_body_bytes:
+            raise TooLarge(f"the message is larger than {self._settings.max_body_bytes} bytes")
+        return protobuf.parse(body, self._settings.max_tensors)
+
+    def _refused(self, about: trace.Caller, trace_id: int, error: PenstockError) -> None:
+        self._plane.refused(RefusedCall(about, trace_id), error)
 
     # --- server
 

@@ -29,11 +29,15 @@ class Plane:
         self.cancelled: list[Exchange] = []
         self.at_once = True
         self.refusal: PenstockError | None = None
+        self.refusals: list[tuple[str, str]] = []
         self.arrived = asyncio.Event()
 
     def route(self, exchange: Exchange) -> None:
         if self.refusal is not None:
             raise self.refusal
+
+    def refused(self, exchange: Exchange, error: PenstockError) -> None:
+        self.refusals.append((exchange.model, error.reason))
 
     def infer(self, exchange: HttpExchange) -> None:
         if self.refusal is not None:
@@ -441,6 +445,20 @@ async def test_refused_before_the_body() -> None:
         assert answer.status == 401
         assert answer.headers["www-authenticate"] == "bearer"
         assert await wire.closed()
+
+
+async def test_what_the_protocol_refuses_is_counted() -> None:
+    """Once each, where it is known to be an infer request."""
+    async with running(max_body_bytes=1000, body_timeout_s=0.1) as server:
+        slow = post(INFER, b"a", length=10)
+        for request in (post(INFER, b"", length=2000), slow, post("/other", b"a", length=10), b"nonsense\r\n\r\n"):
+            wire = await server.wire()
+            await wire.send(request)
+            assert (await wire.answer()).status >= 400
+        server.plane.refusal = Unauthenticated("no")
+        await (wire := await server.wire()).send(post(INFER, b"x", length=100))
+        assert (await wire.answer()).status == 401
+        assert server.plane.refusals == [("m", "too_large"), ("m", "slow_sender"), ("m", "unauthenticated")]
 
 
 async def test_an_answer_before_the_body_ends_the_connection() -> None:

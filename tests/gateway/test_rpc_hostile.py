@@ -116,6 +116,18 @@ async def test_a_refused_caller_is_refused_before_its_message_is_read() -> None:
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_what_is_refused_before_it_is_read_is_counted() -> None:
+    async with running(max_body_bytes=100, body_timeout_s=0.1) as here:
+        await refused(here.call(INFER, raw_request(), key=None))
+        await refused(here.call(INFER, bytes(200)))
+        await refused(here.call(INFER, b"\xff"))
+        await refused(here.call(f"/{SERVICE}/ModelReady", raw_request(), key=None))  # no infer request
+        bearer = [("x-api-key", here.keys.predict)]
+        await refused(here.channel.stream_unary(INFER, bytes, bytes)(then_silence(), metadata=bearer, timeout=10))
+        counted = dict(here.routes.recorder.meters.unrouted)
+        assert counted == {"unauthenticated": 1, "too_large": 1, "invalid_request": 1, "slow_sender": 1}
+
+
 # --- bytes --------------------------------------------------------------------------------------------------------
 
 
