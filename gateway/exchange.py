@@ -84,9 +84,9 @@ class Pass:
 class Exchange:
     """One request in flight. `version` is '' where the caller named none; an alias or digits otherwise.
 
-    `received` and `deadline` are monotonic nanoseconds of this host; a deadline of 0 means that the transport
-    knows of none (the request's own `timeout` and the model's default are the data plane's business). `caller`: what
-    the request says of itself. `trace_id` is its own whether or not it is traced: every answer names it.
+    `received` (as a whole) and `deadline` are monotonic nanoseconds of this host; a deadline of 0 means that the
+    transport knows of none (the request's own `timeout` and the model's default are the data plane's business).
+    `caller`: what the request says of itself. `trace_id` is its own whether or not it is traced: every answer names it.
     """
 
     __slots__ = (

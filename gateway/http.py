@@ -454,6 +454,8 @@ class Protocol(HttpToolsProtocol):
             self._fail(turn, turn.error)
         elif turn.exchange is not None:
             turn.exchange.body, turn.body = turn.body, b""
+            if turn.checked:
+                turn.exchange.received = time.monotonic_ns()  # its times are ours, not those of who sent it slowly
             self.plant.plane.infer(turn.exchange)
         elif turn.cycle is not None:
             self._start_asgi_task(turn.cycle, self.app)

@@ -45,6 +45,7 @@ class Turn:
         self.body: Buffer = b""
         self.size = 0
         self.checked = False
+        """Its body did not come with its head."""
         self.complete = False
         self.started = False
 

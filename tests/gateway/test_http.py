@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -253,6 +254,19 @@ async def test_a_large_body_that_stops_coming() -> None:
         async with asyncio.timeout(5):
             while server.plant.connections:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_request_is_received_when_it_is_whole() -> None:
+    """Its deadline and its times do not begin before the last of its body: that is the sender's time."""
+    async with running() as server:
+        server.plane.at_once = False
+        wire = await server.wire()
+        await wire.send(post(INFER, b"abc", length=6))
+        await asyncio.sleep(0.05)
+        almost = time.monotonic_ns()
+        await wire.send(b"def")
+        await server.plane.arrived.wait()
+        assert server.plane.waiting[0].received > almost
 
 
 async def test_expect_continue() -> None:
