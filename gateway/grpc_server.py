@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -176,11 +176,11 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             context.set_trailing_metadata(named)
             return await method.unary(caller, await self._request(method, caller, context), _deadline(context))
         except PenstockError as error:
-            return _end(context, error, named)
+            await _end(context, error, named)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            return _end(context, internal(error), named)
+            await _end(context, internal(error), named)
 
     async def _request(self, method: Method, caller: Caller, context: _Context) -> bytes:
         timer = self._loop.call_later(self._body_timeout_s, self._late, method, caller, context)
@@ -211,11 +211,11 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             async for answer in method.stream(caller, self._requests(context, named)):
                 yield answer
         except PenstockError as error:
-            _end(context, error, named)
+            await _end(context, error, named)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            _end(context, internal(error), named)
+            await _end(context, internal(error), named)
 
     async def _requests(self, context: _Context, named: Metadata) -> AsyncIterator[bytes]:
         while True:
@@ -240,23 +240,21 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
 
 async def _refuse(error: PenstockError, named: Metadata, requests: object, context: _Context) -> bytes:
-    return _end(context, error, named)
+    await _end(context, error, named)
 
 
-def _end(context: _Context, error: PenstockError, named: Metadata) -> bytes:
-    """The call ends with the error's status; what is returned is not sent."""
+async def _end(context: _Context, error: PenstockError, named: Metadata) -> NoReturn:
+    """The call ends with the error's status and without a message: what a handler returns is sent, whatever its code,
+    and a client that reads a stream would take it for an answer."""
     code, message, trailing = status(error)
-    context.set_code(grpc.StatusCode[code])
-    context.set_details(message)
-    context.set_trailing_metadata((*trailing, *named))
-    return b""
+    await context.abort(grpc.StatusCode[code], message, (*trailing, *named))
+    raise AssertionError("abort raises")
 
 
 async def _abort(context: _Context, error: PenstockError, named: Metadata) -> None:
     """End a call from outside its handler, which then finds that it has been ended."""
-    code, message, trailing = status(error)
     with suppress(grpc.aio.AbortError, grpc.aio.UsageError):
-        await context.abort(grpc.StatusCode[code], message, (*trailing, *named))
+        await _end(context, error, named)
 
 
 def _deadline(context: _Context) -> int:

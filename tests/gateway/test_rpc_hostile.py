@@ -116,6 +116,16 @@ async def test_a_refused_caller_is_refused_before_its_message_is_read() -> None:
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.parametrize("path", [INFER, f"/{SERVICE}/ModelStreamInfer"])
+@pytest.mark.parametrize("key", [None, "predict"])
+async def test_an_error_is_a_status_and_no_message(path: str, key: str | None) -> None:
+    """Also for who reads a stream, as Triton's streaming client does, and would take a message for an answer."""
+    async with running() as here:
+        headers = [("x-api-key", here.keys.predict)] if key else []
+        call = here.stream(path)(then_silence(raw_request("unknown")), metadata=headers, timeout=10)
+        await refused(call.read())
+
+
 async def test_what_is_refused_before_it_is_read_is_counted() -> None:
     async with running(max_body_bytes=100, body_timeout_s=0.1) as here:
         await refused(here.call(INFER, raw_request(), key=None))
