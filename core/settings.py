@@ -206,6 +206,11 @@ class Settings(BaseSettings):
         return f"auto ({getattr(self, decided)})"
 
 
+def reached(host: str) -> str:
+    """Where a program of this machine finds what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
+
+
 def authority(host: str, port: int) -> str:
     """host:port, as it stands in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -37,6 +37,8 @@ INT32_MAX = (1 << 31) - 1
 SLACK_BYTES = 1 << 16
 """Messages this much too large are still received, so that the answer says what the limit is."""
 
+PORT = "PENSTOCK_GRPC_PORT names another port"
+
 Metadata = tuple[tuple[str, str], ...]
 _Context = Any
 """grpc.aio.ServicerContext[bytes, bytes]; its stubs lag behind."""
@@ -122,7 +124,7 @@ def _bind(server: grpc.aio.Server, host: str, port: int, shared: bool) -> int:
     try:
         return server.add_insecure_port(authority(host, port))
     except RuntimeError:
-        raise Unavailable(f"gRPC cannot listen on {authority(host, port)}") from None
+        raise Unavailable(f"gRPC cannot listen on {authority(host, port)}; {PORT}") from None
 
 
 def check_port(host: str, port: int) -> None:
@@ -135,7 +137,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind(where)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise Unavailable(f"gRPC cannot listen on {authority(host, port)}: {reason}") from None
+        raise Unavailable(f"gRPC cannot listen on {authority(host, port)}: {reason}; {PORT}") from None
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]

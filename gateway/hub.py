@@ -58,6 +58,7 @@ class Hub:
         self._listeners: list[Callable[[], None]] = []
         self._refused = False
         """Whether the broker closed a channel, and the connection is being closed for it."""
+        self._closing = False
         self._cutting: asyncio.Future[None] | None = None
         self._told: object = None
         """What listeners know of."""
@@ -96,6 +97,7 @@ class Hub:
 
     async def close(self) -> None:
         """Say goodbye. Transports are to be closed before."""
+        self._closing = True
         await self.line.close()
         await self.link.close()
 
@@ -123,7 +125,8 @@ class Hub:
             if isinstance(reason, asyncio.Future):
                 reason = None if reason.cancelled() else reason.exception()
                 self._refused = self._refused or isinstance(reason, AMQPChannelError)
-            log.warning("channel closed", instance=self.line.instance, reason=repr(reason)[:200])
+            if not self._closing:
+                log.warning("channel closed", instance=self.line.instance, reason=repr(reason)[:200])
             self._cutting = asyncio.ensure_future(connection.close())
 
         for channel in channels:

@@ -135,7 +135,9 @@ class Commands:
         if manifest.format not in CODE_FORMATS:
             return
         if not self._settings.code_allowed:
-            raise PermissionDenied(f"this server accepts no {manifest.format} models: they carry code")
+            raise PermissionDenied(
+                f"this server accepts no {manifest.format} models: they carry code (PENSTOCK_ALLOW_CODE)"
+            )
         if CODE not in principal.grants:
             raise PermissionDenied(f"{manifest.format} models carry code: your key needs the grant {CODE!r}")
         if not manifest.allow_code:
@@ -560,7 +562,7 @@ class Commands:
         that reach further than the revoker's."""
         key = await self._store.get(ApiKey, key_id) if NAME.match(key_id) else None
         if key is None or not covers(revoker, key.patterns):
-            raise NotFound(f"unknown key {key_id[:64]!r}")
+            raise NotFound(f"unknown key {key_id[:64]!r}: keys go by the ids that `penstock keys list` shows")
         revoked = await self._changes.revoke(key)
         await self._until_followed()
         return revoked

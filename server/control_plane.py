@@ -15,7 +15,7 @@ import control.api
 import control.health
 from control.status import Look, Seen, nobody
 from core.errors import Unavailable
-from core.settings import Settings, authority
+from core.settings import Settings, authority, reached
 from core.telemetry import CONTROL_SERVICE
 from core.web import Guard, install_errors
 from gateway.dataplane import DataPlane
@@ -45,7 +45,7 @@ class ControlPlane(Composition):
     async def _start(self) -> None:
         settings = self.settings
         made(settings.home)
-        listener = bind(settings.host, settings.control_port)
+        listener = bind(settings.host, settings.control_port, "PENSTOCK_CONTROL_PORT")
         self._stack.callback(listener.close)
         store, artifacts = await open_repository(settings)
         self._stack.push_async_callback(store.close)
@@ -60,7 +60,7 @@ class ControlPlane(Composition):
         await self._serve(http_server(self._app(look), plant, settings), [listener])
         self._background(plant.reap())
         self._watch("control", CONTROL_SERVICE).expose(lambda: self.verifier)
-        self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
+        self.url = f"http://{authority(reached(settings.host), listener.getsockname()[1])}"
 
     def _listen(self) -> Look:
         """Hear beats and events from now on; what was heard lately."""

@@ -111,7 +111,8 @@ class Distributed(Composition):
         display.say(f"Penstock is ready: {count} gateways, control plane, workers on Ray, RabbitMQ, MongoDB.")
         display.say(f"  REST     {self.url}")
         display.say(f"  gRPC     {self.grpc}")
-        display.say(f"  control  {self.control}      docs: {self.control}/docs")
+        docs = f"      docs: {self.control}/docs" if self.settings.on_loopback else ""  # beyond it they ask for a key
+        display.say(f"  control  {self.control}{docs}")
         for line in watching.greeting(self.watched):
             display.say(line)
         key_and_try(display, self.home, self.api_key, self.settings.samples)
@@ -135,7 +136,7 @@ class Distributed(Composition):
         self.watch = Watch(store, chosen.poll_interval_s)
         self._background(self.watch.run())
         self.commands = Commands(store, artifacts, chosen, self.watch)
-        self.control = f"http://{settings.authority(chosen.host, chosen.control_port)}"
+        self.control = f"http://{settings.authority(settings.reached(chosen.host), chosen.control_port)}"
         await self._until_ready(self.control)
         self.api_key = await self._key()
         if chosen.samples:
@@ -178,7 +179,7 @@ class Distributed(Composition):
 
 def _port(chosen: settings.Settings) -> int:
     """Of the control plane: as it is set, or a free one."""
-    with bind(chosen.host, chosen.control_port) as found:
+    with bind(chosen.host, chosen.control_port, "PENSTOCK_CONTROL_PORT") as found:
         return int(found.getsockname()[1])
 
 

@@ -9,7 +9,7 @@ import structlog
 import control.api
 import gateway.rest
 from core.identity import Verifier
-from core.settings import Settings, authority
+from core.settings import Settings, authority, reached
 from core.telemetry import EMBEDDED_SERVICE
 from core.web import Guard, install_errors
 from gateway import grpc_server
@@ -86,8 +86,8 @@ class Embedded(Composition):
         self._background(self.plant.reap())
         self.routes.recorder.meters.watch(self.routes.working, lambda: len(self.plant.connections))
         watched.expose(lambda: self.verifier, self.routes.recorder.meters)
-        self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
-        self.grpc = authority(settings.host, self.rpc.port)
+        self.url = f"http://{authority(reached(settings.host), listener.getsockname()[1])}"
+        self.grpc = authority(reached(settings.host), self.rpc.port)
         self.api_key = await first_key(self.home, self.verifier, self.commands)
         self.home.write_client(url=self.url, grpc=self.grpc, control=self.url, api_key=self.api_key)
 
@@ -108,7 +108,8 @@ class Embedded(Composition):
     def greet(self, display: Display) -> None:
         models = ", ".join(sorted({route.name for route in self.routes.table.open(TRAINER)})) or "none yet"
         display.say(f"Penstock is ready.  models: {models}")
-        display.say(f"  REST     {self.url}      docs: {self.url}/docs")
+        docs = f"      docs: {self.url}/docs" if self.settings.on_loopback else ""  # beyond it they ask for a key
+        display.say(f"  REST     {self.url}{docs}")
         display.say(f"  gRPC     {self.grpc}")
         key_and_try(display, self.home, self.api_key, "digits" in models)
 

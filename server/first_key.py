@@ -13,9 +13,8 @@ from server.home import CLIENT_TOML, Home
 
 
 async def first_key(home: Home, verifier: Verifier, commands: Commands) -> str:
-    """The key in client.toml as long as it is good; else the repository's first, or a new one like it."""
-    known = home.api_key()
-    if known is not None:
+    """The last key of this folder's clients that is good here; else the repository's first, or a new one like it."""
+    for known in home.api_keys():
         with contextlib.suppress(PenstockError):
             verifier.verify(known.encode())
             return known

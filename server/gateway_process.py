@@ -24,7 +24,7 @@ import gateway.rest
 from core import logs
 from core.beats import GatewayBeat, boot_id
 from core.errors import Draining, PenstockError, Unavailable
-from core.settings import Settings, authority
+from core.settings import Settings, authority, reached
 from core.telemetry import GATEWAY_SERVICE
 from core.topology import new_instance
 from core.web import Guard, install_errors
@@ -124,8 +124,8 @@ class Gateway(Composition):
         self._background(self.plant.reap())
         self.routes.recorder.meters.watch(self.routes.working, lambda: len(self.plant.connections))
         watched.expose(lambda: self.verifier, self.routes.recorder.meters)
-        self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
-        self.grpc = authority(settings.host, self.rpc.port)
+        self.url = f"http://{authority(reached(settings.host), listener.getsockname()[1])}"
+        self.grpc = authority(reached(settings.host), self.rpc.port)
 
     async def drain(self, alone: bool) -> None:
         """Not ready; from now on every answer is its connection's last.

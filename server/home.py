@@ -10,6 +10,8 @@ from pathlib import Path
 from core.errors import Conflict, Unavailable
 
 CLIENT_TOML = "client.toml"
+FORMER_KEYS = "former_keys"
+KEPT_KEYS = 8
 
 
 class Home:
@@ -42,13 +44,21 @@ class Home:
     def artifacts(self) -> Path:
         return self.folder / "artifacts"
 
-    def api_key(self) -> str | None:
-        """The key that the last server wrote for this folder's clients."""
+    def api_keys(self) -> list[str]:
+        """The keys that servers wrote for this folder's clients, the last one first: each shape of the server has a
+        repository of its own, and finds the key that it made there again."""
+        try:
+            former = (self.folder / FORMER_KEYS).read_text().split()
+        except (OSError, UnicodeDecodeError):
+            former = []
+        return list(dict.fromkeys([*self._current(), *former]))
+
+    def _current(self) -> list[str]:
         try:
             key = tomllib.loads((self.folder / CLIENT_TOML).read_text()).get("api_key")
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
-            return None
-        return key if isinstance(key, str) else None
+            return []
+        return [key] if isinstance(key, str) else []
 
     def write_client(
         self, *, url: str, grpc: str, control: str, api_key: str, jaeger: str = "", prometheus: str = ""
@@ -56,12 +66,17 @@ class Home:
         """`client.toml`, mode 0600, replaced whole; without a line for what is empty."""
         lines = {"url": url, "grpc": grpc, "control": control, "api_key": api_key}
         lines |= {"jaeger": jaeger, "prometheus": prometheus}
-        text = "".join(f'{name} = "{value}"\n' for name, value in lines.items() if value)
-        partial = self.folder / f"{CLIENT_TOML}.partial"
+        former = [key for key in self.api_keys() if key != api_key]
+        if former:
+            self._write(FORMER_KEYS, "".join(f"{key}\n" for key in former[:KEPT_KEYS]))
+        self._write(CLIENT_TOML, "".join(f'{name} = "{value}"\n' for name, value in lines.items() if value))
+
+    def _write(self, name: str, text: str) -> None:
+        partial = self.folder / f"{name}.partial"
         partial.unlink(missing_ok=True)
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
-        partial.rename(self.folder / CLIENT_TOML)
+        partial.rename(self.folder / name)
 
 
 def made(folder: Path) -> None:

@@ -16,8 +16,8 @@ from gateway.http import Plant
 BACKLOG = 2048
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound TCP socket. Raises Unavailable in one sentence where the port is taken."""
+def bind(host: str, port: int, variable: str = "PENSTOCK_HTTP_PORT") -> socket.socket:
+    """A bound TCP socket. Raises Unavailable in one sentence where the port is taken, which `variable` says."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio sets no TCP_NODELAY
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -25,7 +25,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise Unavailable(f"HTTP cannot listen on {host}:{port}: {error.strerror}") from None
+        raise Unavailable(
+            f"HTTP cannot listen on {host}:{port}: {error.strerror}; {variable} names another port"
+        ) from None
     listener.setblocking(False)
     return listener
 

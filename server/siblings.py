@@ -24,8 +24,8 @@ import structlog
 import typer
 
 from core.errors import Unavailable
-from core.settings import Settings, authority
-from gateway.grpc_server import check_port
+from core.settings import Settings, authority, reached
+from gateway.grpc_server import PORT, check_port
 from server.listen import BACKLOG, bind
 from server.stopping import stop_signal
 
@@ -58,8 +58,8 @@ class Siblings:
         held = self._sockets.enter_context(hold(host, self._settings.grpc_port))
         self._listener.listen(BACKLOG)
         self._grpc_port = held.getsockname()[1]
-        self.url = f"http://{authority(host, self._listener.getsockname()[1])}"
-        self.grpc = authority(host, self._grpc_port)
+        self.url = f"http://{authority(reached(host), self._listener.getsockname()[1])}"
+        self.grpc = authority(reached(host), self._grpc_port)
 
     async def start(self) -> None:
         """Start all and wait until each serves. Raises Unavailable where one does not; it has said why itself."""
@@ -150,7 +150,7 @@ def hold(host: str, port: int) -> socket.socket:
         held.bind((host, port))
     except OSError as error:
         held.close()
-        raise Unavailable(f"gRPC cannot listen on {authority(host, port)}: {error.strerror}") from None
+        raise Unavailable(f"gRPC cannot listen on {authority(host, port)}: {error.strerror}; {PORT}") from None
     return held
 
 

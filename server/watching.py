@@ -8,7 +8,11 @@ from server.servers.choice import masked
 from server.servers.jaeger import Jaeger
 from server.servers.prometheus import Prometheus
 
-SHOWS = {Jaeger.name: ("traces", Jaeger.title), Prometheus.name: ("metrics", Prometheus.title)}
+SHOWS = {
+    Jaeger.name: ("traces", Jaeger.title),
+    Prometheus.name: ("metrics", Prometheus.title),
+}
+PAGES = {Jaeger.name: " (pages in a container only; its API: /api/services, /api/traces/ID)"}
 ELSEWHERE = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """Variables that say where spans go."""
 
@@ -27,4 +31,8 @@ def done_without(failed: dict[str, str]) -> list[str]:
 
 def greeting(urls: Mapping[str, str]) -> list[str]:
     """A line for each of `urls` (name → URL)."""
-    return [f"  {what:<7}  {masked(urls[name])}      {title}" for name, (what, title) in SHOWS.items() if name in urls]
+    return [
+        f"  {what:<7}  {masked(urls[name])}      {title}{PAGES.get(name, '')}"
+        for name, (what, title) in SHOWS.items()
+        if name in urls
+    ]

@@ -29,7 +29,7 @@ SERVER_COMMANDS = {
     "control": "Serve the control API by itself, over a repository that others share.",
     "config": "Print every setting of a server.",
     "workers": "Run the models of a repository as replicas on a Ray cluster.",
-    "services": "Start and stop RabbitMQ, MongoDB, toxiproxy and Ray.",
+    "services": "Start and stop RabbitMQ, MongoDB, toxiproxy, Ray, Jaeger and Prometheus.",
     "setup": "Put the first key and the sample models into a repository.",
 }
 """Commands of the other distribution, so that help lists them without importing it."""

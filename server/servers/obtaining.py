@@ -66,7 +66,10 @@ class GoProgram:
             if target.exists():
                 return
             if shutil.which("go") is None:
-                raise Unavailable(f"{self._name} is built with Go (1.24 or later), which is not on the PATH")
+                raise Unavailable(
+                    f"{self._name} is built with Go (1.24 or later), which is not on the PATH: install it, or start a "
+                    "container engine, or name a server that runs elsewhere (docs/services.md)"
+                )
             say(f"building {self._name} {self.version}")
             with tempfile.TemporaryDirectory(prefix="build-", dir=target.parent) as scratch:
                 made = Path(scratch) / self._name

@@ -76,6 +76,24 @@ async def test_clients_are_told_addresses_and_a_key_that_is_good(settings: Setti
     assert client(settings) == told | {"url": moved.url}
 
 
+async def test_a_folder_that_serves_two_repositories_in_turn_finds_its_keys_again(
+    settings: Settings, elsewhere: Bench
+) -> None:
+    """The other shape of the server writes its own key there; no new one is made for that."""
+    bare = settings.model_copy(update={"samples": False})
+    await set_up(bare, HERE, silent)
+    first = client(settings)["api_key"]
+    home = Home(settings.home)
+    for number in range(20):
+        home.write_client(url="u", grpc="g", control="c", api_key=f"other{number % 2}")
+    home.release()
+    await set_up(bare, HERE, silent)
+    assert client(settings)["api_key"] == first
+    assert len((await elsewhere.watch.refresh()).credentials()) == 1
+    kept = settings.home / "former_keys"
+    assert (len(kept.read_text().splitlines()), stat.S_IMODE(kept.stat().st_mode)) == (2, 0o600)
+
+
 async def test_prometheus_gets_a_key_that_does_nothing_else(settings: Settings, elsewhere: Bench) -> None:
     """In a file that its group may read; kept as long as it is good, replaced when it is revoked."""
     bare, file = settings.model_copy(update={"samples": False}), settings.home / "observe_key"

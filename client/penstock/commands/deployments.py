@@ -88,10 +88,11 @@ def _print(deployment: dict[str, Any], json: bool) -> None:
         as_json(deployment)
         return
     gpus, accelerator = deployment["gpus"], deployment["accelerator"]
-    devices = f"{gpus:g} GPU {accelerator}".rstrip() if gpus else "no GPU"
+    devices = f"{gpus:g} GPU{'s' if gpus > 1 else ''} {accelerator}".rstrip() if gpus else "no GPU"
     typer.echo(
         f"{deployment['model']}: {replicas_text(deployment)} {_replicas(deployment['max_replicas'])} of each loaded "
-        f"version, {deployment['cpus']:g} CPU and {devices} each" + ("" if deployment["revision"] else " (defaults)")
+        f"version, {deployment['cpus']:g} CPU{'s' if deployment['cpus'] > 1 else ''} and {devices} each"
+        + ("" if deployment["revision"] else " (defaults)")
     )
 
 
