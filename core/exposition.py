@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import socketserver
 import threading
@@ -99,8 +100,9 @@ class Exposition:
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         try:
             self._check(environ)
-            answer: Iterable[bytes] = self._app(environ, start)
-            return answer
+            known = {"HTTP_ACCEPT": _accept(environ.get("HTTP_ACCEPT", "")), "REQUEST_METHOD": "GET"}
+            answer: Iterable[bytes] = self._app(environ | known, start)
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else answer
         except PenstockError as error:
             return _told(error, start)
         except Exception:
@@ -121,6 +123,12 @@ class Exposition:
             raise MethodNotAllowed("metrics are only read")
 
 
+def _accept(header: str) -> str:
+    """Without what the library would trip over: a version that is none."""
+    versions = re.findall(r"version=([^;,]*)", header)
+    return header if all(re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4})*", version) for version in versions) else ""
+
+
 def _told(error: PenstockError, start: Callable[..., Any]) -> Iterable[bytes]:
     status, headers, content = answer_to(error)
     body = orjson.dumps(content)
@@ -131,6 +139,12 @@ def _told(error: PenstockError, start: Callable[..., Any]) -> Iterable[bytes]:
 
 class _Handler(WSGIRequestHandler):
     timeout = PATIENCE_S
+    error_message_format = "%(message)s"
+    error_content_type = "text/plain"
+
+    def version_string(self) -> str:
+        """Whose Python this is, is nobody's business."""
+        return "penstock"
 
     def log_message(self, *arguments: object) -> None:
         """No line for each scrape."""

@@ -103,7 +103,9 @@ def _exporter() -> MetricExporter:
         return OverGrpc()
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as OverHttp
 
-    return OverHttp()
+    from core.collector_http import session
+
+    return OverHttp(session=session())
 
 
 def converted(families: Iterable[Family], resource: Resource, since: int, now: int) -> MetricsData:

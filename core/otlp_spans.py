@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
+from core.collector_http import session
 from core.spans import Span
 from core.trace import Context
 
@@ -32,7 +33,7 @@ SCOPE = InstrumentationScope("penstock")
 class OverHttp:
     def __init__(self, resource: Resource) -> None:
         self._resource = resource
-        self._exporter = HttpExporter()
+        self._exporter = HttpExporter(session=session())
 
     def export(self, spans: Sequence[Span]) -> SpanExportResult:
         return self._exporter.export([readable(span, self._resource) for span in spans])

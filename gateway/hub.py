@@ -187,8 +187,11 @@ class Hub:
         self.fleet.forget(now)
         self.transports = [transport for transport in self.transports if not transport.closed]
         for transport in self.transports:
-            transport.count(now)
-            transport.look(now)
+            try:
+                transport.count(now)
+                transport.look(now)
+            except Exception:  # of one version: the others are looked after all the same
+                log.exception("looking after flights failed", model=transport.version.key)
         known = self._known(now)
         if known != self._told:
             self._told = known

@@ -15,6 +15,16 @@ class Misread(Exception):
     """`FILE:LINE: FIELD: what is wrong`."""
 
 
+class _Plain(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Without aliases: a few lines of them stand for more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem="aliases are not taken", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
 class Outline:
     """`values`: the file as plain dicts, lists and text (numbers too are text: a quantity has its unit beside it)."""
 
@@ -22,13 +32,15 @@ class Outline:
         self.path = path
         self._lines: dict[Where, int] = {}
         try:
-            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Plain)
         except OSError as error:
             raise Misread(f"{path}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise Misread(f"{path}: it is not UTF-8") from None
         except yaml.YAMLError as error:
             raise Misread(f"{path}: no YAML: {' '.join(str(error).split())}") from None
+        except RecursionError:
+            raise Misread(f"{path}: it is nested too deeply") from None
         self.values: Any = None if node is None else self._read(node, ())
 
     def misread(self, where: Where, why: object) -> Misread:
@@ -43,6 +55,8 @@ class Outline:
             return str(node.value)
         found: dict[str, Any] = {}
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self.misread(where, "a name must be a word")
             name = str(key.value)
             self._lines[*where, name] = key.start_mark.line + 1
             if name in found:

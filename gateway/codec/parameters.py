@@ -16,6 +16,7 @@ SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 SHARED_MEMORY = "shared_memory"
 """How the parameters begin that say where in the caller's memory a tensor lies."""
 MAX_PRIORITY = 255
+SMALLEST, LARGEST = -(1 << 63), (1 << 64) - 1
 
 Parameters = Mapping[str, Scalar]
 
@@ -23,7 +24,8 @@ Parameters = Mapping[str, Scalar]
 def apply(request: InferRequest, parameters: Parameters) -> None:
     """Put reserved parameters where they belong, and the caller's own into `request.parameters`.
 
-    Raises InvalidRequest for a reserved one of a wrong type, Unsupported for the sequence extension's.
+    Raises InvalidRequest for a reserved one of a wrong type and for integers of more than 64 bits, Unsupported for the
+    sequence extension's.
     """
     own: dict[str, Scalar] = {}
     for name, value in parameters.items():
@@ -39,8 +41,15 @@ def apply(request: InferRequest, parameters: Parameters) -> None:
         elif name == "headers" or name.startswith("triton_"):
             continue
         else:
-            own[name] = value
+            own[name] = _fitting(name, value)
     request.parameters = own
+
+
+def _fitting(name: str, value: Scalar) -> Scalar:
+    """JSON's integers have no end; those on their way to a model have."""
+    if type(value) is int and not SMALLEST <= value <= LARGEST:
+        raise InvalidRequest(f"the parameter {name[:64]!r} is an integer of more than 64 bits")
+    return value
 
 
 def flag(value: object, name: str) -> bool:

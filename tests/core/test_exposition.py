@@ -66,6 +66,19 @@ def test_on_loopback_it_is_open(start: Start) -> None:
     assert "process_cpu_seconds_total" in body
 
 
+def test_whoever_asks_is_answered(start: Start) -> None:
+    """HEAD, and an Accept header of nonsense; what cannot be read at all is told so, and not by whose Python."""
+    port = start().port
+    assert get(port, method="HEAD") == (200, "")
+    for version in ("zz", "", "1.0.0", "9" * 5000):
+        assert get(port, Accept=f"application/openmetrics-text;version={version}")[0] == 200
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(b"GET /metrics nonsense HTTP/1.1\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert b"Python" not in answer
+    assert b"<" not in answer
+
+
 def test_elsewhere_it_needs_a_key_of_role_observe(start: Start) -> None:
     keys = {}
     credentials = []

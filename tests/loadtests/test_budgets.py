@@ -123,3 +123,17 @@ def test_the_committed_file_holds_what_the_load_tests_need() -> None:
     in_ci = [budget for budget in found.budgets if budget.scenario in IN_CI]
     assert {budget.transport for budget in in_ci} == {"rest-json", "rest-binary", "grpc"}
     assert {name for budget in in_ci for name in budget.limits} >= {"p50", "p95", "p99", "cpu", "errors", "late"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: &a [1, 1]\nmodels: [*a, *a]\n", "aliases are not taken"),
+        ("models: " + "[" * 5000, "nested too deeply"),
+        ("models: {[digits]: 1}\n", "a name must be a word"),
+    ],
+)
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, text: str, told: str) -> None:
+    """However much it would stand for."""
+    with pytest.raises(Misread, match=told):
+        read(written(tmp_path, text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import zlib
 from math import prod
 from typing import Any
@@ -143,6 +144,11 @@ LIES: list[tuple[Any, str]] = [
     ({**tensor([1.0], [1]), "parameters": {"priority": 1.5}}, "'priority'"),
     ({**tensor([1.0], [1]), "parameters": {"priority": -1}}, "'priority'"),
     ({**tensor([1.0], [1]), "parameters": {"binary_data_output": 1}}, "'binary_data_output'"),
+    (
+        json.dumps({**tensor([1.0], [1]), "parameters": {"mine": 1 << 64}}).encode(),
+        "'mine' is an integer of more than 64",
+    ),
+    (json.dumps({**tensor([1.0], [1]), "parameters": {"mine": -(1 << 63) - 1}}).encode(), "'mine' is an integer"),
     ({**tensor([1.0], [1]), "outputs": [{"name": "y", "parameters": {"classification": 0}}]}, "'classification'"),
     ({**tensor([1.0], [1]), "outputs": [{"name": "y", "parameters": {"binary_data": "no"}}]}, "'binary_data'"),
 ]
