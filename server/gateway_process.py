@@ -48,7 +48,7 @@ from server.handshake import by_gateways
 from server.home import made
 from server.keys import Keys
 from server.listen import bind, http_server
-from server.stopping import follow, stop_signal
+from server.stopping import follow, stop_signal, tick
 
 FIRST_LOOK_S = 2.0
 """How long a start waits for a repository that does not answer, before it takes the snapshot."""
@@ -295,8 +295,9 @@ async def _one_of_several(settings: Settings, http_fd: int, lifeline_fd: int) ->
     follow(lifeline, everybody, stop)
     gateway = Gateway(settings, socket.socket(fileno=http_fd))
     await gateway.start()
-    lifeline.send(b".")
+    ticking = asyncio.create_task(tick(lifeline))
     await _serve(gateway, stop, lambda: not everybody.is_set())
+    ticking.cancel()
 
 
 async def _serve(gateway: Gateway, stop: asyncio.Event, alone: Callable[[], bool]) -> None:

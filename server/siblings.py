@@ -4,9 +4,10 @@ HTTP: every process accepts from the one listening socket, so what waits in its 
 gRPC: its Python library takes no socket, so each process listens on the port by SO_REUSEPORT; a bound socket that
 does not listen holds the port for them.
 
-Each process has one end of a socket pair: it sends a byte when it serves. When it is told to stop by a signal it
-leaves the socket to the others at once. When the pair is closed, as it is when this process stops or dies, all stop,
-and it serves whoever comes for a while yet.
+Each process has one end of a socket pair: it sends a byte when it serves, and one each second from then on; who is
+silent for long hangs, and so does what its port still accepts: it is killed and replaced. When it is told to stop by a
+signal it leaves the socket to the others at once. When the pair is closed, as it is when this process stops or dies,
+all stop, and it serves whoever comes for a while yet.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from core.errors import Unavailable
 from core.settings import Settings, authority, reached
 from gateway.grpc_server import PORT, check_port
 from server.listen import BACKLOG, bind
-from server.stopping import stop_signal
+from server.stopping import TICK_S, stop_signal
 
 log = structlog.get_logger()
 
 SERVING_WITHIN_S = 60.0
 SHORT_LIFE_S = 5.0
+SILENT_TICKS = 15
+"""Counted, not timed: for who counts may have been stopped itself."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 
 
@@ -119,6 +122,8 @@ class Siblings:
             served = await _serves(ours, ending)
             if served:
                 self._living[slot] = process
+                watching = asyncio.create_task(_watch(ours, process))
+                ending.add_done_callback(lambda _: watching.cancel())
             code = await ending
             self._living.pop(slot, None)
         if not self._stopping.is_set():
@@ -162,6 +167,27 @@ async def _serves(ours: socket.socket, ending: asyncio.Task[int]) -> bool:
         return not said.cancelled() and said.exception() is None and bool(said.result())
     said.cancel()
     return False
+
+
+async def _watch(ours: socket.socket, process: asyncio.subprocess.Process) -> None:
+    """Until it hangs."""
+    silent = 0
+    while silent < SILENT_TICKS:
+        await asyncio.sleep(TICK_S)
+        silent = 0 if _heard(ours) else silent + 1
+    log.warning("gateway process hangs: killed", pid=process.pid, silent_s=SILENT_TICKS * TICK_S)
+    _tell(process, signal.SIGKILL)
+
+
+def _heard(ours: socket.socket) -> bool:
+    """Whether there is something of it; its last word, that it has closed its end, is something too."""
+    try:
+        ours.recv(4096)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _tell(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

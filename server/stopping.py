@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 
 LIFELINE = "PENSTOCK_LIFELINE"
 """Environment variable: the number of an inherited socket whose other end is closed when its starter dies."""
+TICK_S = 1.0
 
 
 def stop_signal() -> asyncio.Event:
@@ -34,3 +36,12 @@ def follow(lifeline: socket.socket, *stops: asyncio.Event) -> None:
             stop.set()
 
     loop.add_reader(lifeline, gone)
+
+
+async def tick(lifeline: socket.socket) -> None:
+    """Say now, and each `TICK_S`, to whoever holds the other end that this process lives; until nobody does."""
+    with contextlib.suppress(OSError):
+        while True:
+            with contextlib.suppress(BlockingIOError):  # not listened to for long
+                lifeline.send(b".")
+            await asyncio.sleep(TICK_S)

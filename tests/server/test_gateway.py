@@ -269,6 +269,18 @@ async def test_a_process_that_dies_is_replaced(site: Site) -> None:
         assert await answers(client, process.url) == 200
 
 
+async def test_a_process_that_hangs_is_replaced(site: Site) -> None:
+    """What the kernel still gave to its gRPC port would hang with it."""
+    async with site.gateway("--processes", "2") as process, httpx.AsyncClient(headers=site.headers) as client:
+        await ready(client, process.url)
+        victim = process.children[0]
+        victim.suspend()
+        await until(lambda: victim.pid not in {child.pid for child in process.children}, STARTED_S)
+        assert "hangs" in process.log.read_text()
+        await until(lambda: len(process.children) == 2, STARTED_S)
+        assert await answers(client, process.url) == 200
+
+
 async def test_processes_do_not_outlive_who_started_them(site: Site) -> None:
     """Killed outright, it leaves none behind."""
     async with site.gateway("--processes", "2") as process:
