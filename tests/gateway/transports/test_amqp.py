@@ -337,6 +337,9 @@ NONSENSE: dict[str, bytes] = {
     "times below zero": body_of(Reply(1, list(TWO), Timing(queue=-1))),
     "times of ages": body_of(Reply(1, list(TWO), Timing(compute_infer=3600 * SECOND))),
     "wild counts": body_of(Reply(1, list(TWO), Timing(executed_rows=-5))),
+    "a reason that there is not": body_of(Reply(1, [[GOOD], Failure("no_such", "Traceback")], Timing())),
+    "a reason that is the gateway's": body_of(Reply(1, [[GOOD], Failure("unauthenticated", "why")], Timing())),
+    "an error id that no header takes": body_of(Reply(1, [[GOOD], Failure("internal", "why", "id\r\n")], Timing())),
     "no executions": body_of(Reply(1, list(TWO), Timing(executed_batches=0))),
 }
 
