@@ -2,7 +2,7 @@
 
 aio-pika's plain connection, never its robust one: that restores names which the broker may hold locked for long, and
 does not send again what was lost. Here each connection is set up afresh by `on_open`, and `on_lost` says that
-everything made by it is gone.
+everything made by it is gone. One message that cannot be read does not end it (`core/tolerant.py`).
 
     connect ─► on_open ─► up ─► lost ─► on_lost ─► wait (full jitter, doubling) ─► connect …
 
@@ -23,6 +23,7 @@ import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 
+from core import tolerant
 from core.topology import BEATS, EVENTS
 
 log = structlog.get_logger(__name__)
@@ -104,7 +105,10 @@ class Link:
         try:
             async with asyncio.timeout(CONNECT_S):
                 connection = await aio_pika.connect(
-                    self._url, heartbeat=HEARTBEAT_S, client_properties={"connection_name": self._name}
+                    self._url,
+                    connection_class=tolerant.Connection,
+                    heartbeat=HEARTBEAT_S,
+                    client_properties={"connection_name": self._name},
                 )
         except (Exception, asyncio.CancelledError) as error:
             _heed_cancellation()

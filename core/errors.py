@@ -155,5 +155,15 @@ def new_error_id() -> str:
     return secrets.token_hex(8)
 
 
+def printable(text: str, most: int) -> str:
+    """The first `most` characters; a � for each that is none to look at (line ends, escapes, halves of surrogates)."""
+    text = text[:most]
+    return (
+        text
+        if text.isprintable()
+        else "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+    )
+
+
 BY_REASON: dict[str, type[PenstockError]] = {error.reason: error for error in leaves()}
 """How an error crosses a process boundary: by its `reason`, rebuilt on the other side."""

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from core import trace
-from core.errors import InvalidRequest, NotReady, PenstockError, TooLarge, Unsupported
+from core.errors import InvalidRequest, NotReady, PenstockError, TooLarge, Unsupported, printable
 from core.identity import DEPLOY, PREDICT, Principal, Verifier, credential_from
 from core.settings import Settings
 from core.status import status_of
@@ -130,7 +130,7 @@ def status(error: PenstockError) -> Status:
         trailing.append(("retry-after", str(max(1, math.ceil(error.retry_after)))))
     if error.error_id:
         trailing.append(("error-id", error.error_id))
-    return Status(status_of(error).grpc, error.message[:MAX_DETAILS], tuple(trailing))
+    return Status(status_of(error).grpc, printable(error.message, MAX_DETAILS), tuple(trailing))
 
 
 def parse(kind: Any, body: bytes) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from workers.delivery import Delivery
 
@@ -13,20 +15,27 @@ Name = tuple[str, int]
 """Gateway instance, batch id there."""
 REMEMBERED = 1024
 """Cancellations of batches that have not come (yet, or here) that are kept."""
+MOST_MEMBERS = 1 << 16
+"""Of those together, and of one batch: a version batches no more rows."""
+MOST_ENTRIES = 1 << 14
+"""Batches that one message names: those that a gateway has in flight are a few for each replica."""
 
-_decoder = msgspec.msgpack.Decoder(list[tuple[str, int, list[int]]])
+_Entry = tuple[Annotated[str, Meta(max_length=256)], int, Annotated[list[int], Meta(max_length=MOST_MEMBERS)]]
+_decoder = msgspec.msgpack.Decoder(Annotated[list[_Entry], Meta(max_length=MOST_ENTRIES)])
 
 
 class Cancels:
     def __init__(self) -> None:
         self._here: dict[Name, list[Delivery]] = {}
         self._early: OrderedDict[Name, Sequence[int]] = OrderedDict()
+        self.remembered = 0
+        """Members of those, all together."""
 
     def enter(self, delivery: Delivery) -> list[int]:
         """A batch came; which of its members (by index here) have gone already."""
         name = (delivery.gateway, delivery.home)
         self._here.setdefault(name, []).append(delivery)
-        return _indexes(delivery, self._early.pop(name, ()))
+        return _indexes(delivery, self._forget(name))
 
     def __iter__(self) -> Iterator[Delivery]:
         """Every batch that is here."""
@@ -52,9 +61,16 @@ class Cancels:
         return found
 
     def _remember(self, name: Name, members: Sequence[int]) -> None:
+        self._forget(name)
         self._early[name] = members
-        if len(self._early) > REMEMBERED:
-            self._early.popitem(last=False)
+        self.remembered += len(members)
+        while len(self._early) > REMEMBERED or self.remembered > MOST_MEMBERS:
+            self._forget(next(iter(self._early)))
+
+    def _forget(self, name: Name) -> Sequence[int]:
+        members = self._early.pop(name, ())
+        self.remembered -= len(members)
+        return members
 
 
 def _indexes(delivery: Delivery, members: Sequence[int]) -> list[int]:

@@ -19,7 +19,7 @@ from core.datatypes import Buffer
 from core.errors import TooLarge, WorkerLost
 from repository.records import Version
 from workers.child import Child
-from workers.conformity import Conformity
+from workers.conformity import Conformity, check_times
 from workers.frames import Frames
 from workers.messages import Batch, Cancel, Reply, Timing, decode, encode, failure_of
 from workers.watchdog import LOOK_S, MILLISECOND, SECOND, hung, latest_use
@@ -135,9 +135,10 @@ class ChildLink:
         flight = self._flights.get(reply.id)
         if flight is None:
             raise ValueError("a reply to no batch in flight")
+        now = time.monotonic_ns()
+        check_times(reply.timing, now - flight.sent)
         self._conformity.check(flight.batch, reply)
         del self._flights[reply.id]
-        now = time.monotonic_ns()
         reply.timing.span = b""
         if not flight.sent <= reply.timing.started <= now:
             reply.timing.started = now

@@ -23,7 +23,7 @@ from aio_pika.abc import AbstractConnection
 from aiormq.abc import DeliveredMessage
 
 from core import beats
-from core.beats import DRAINING, READY, STARTING, ReplicaBeat
+from core.beats import DRAINING, LONGEST_NAME, LONGEST_TEXT, READY, STARTING, ReplicaBeat
 from core.broker import Link
 from core.fleet import Fleet
 from core.topology import BEATS, EVENTS, GATEWAY, replica_key
@@ -212,11 +212,11 @@ class Consumer:
             version=version.version,
             attempt=version.attempt,
             state=state,
-            reason=reason,
-            note=self._note,
+            reason=reason[:LONGEST_TEXT],
+            note=self._note[:LONGEST_TEXT],
             signature=_signatures.encode(version.signature) if endpoint is not None else b"",
             max_batch=version.max_batch,
-            device=self._device,
+            device=self._device[:LONGEST_NAME],
             in_flight=self.in_flight,
             queue_wait=second.queue_wait,
             busy=second.busy,

@@ -15,11 +15,18 @@ from aiormq.abc import DeliveredMessage
 
 from core.datatypes import DATATYPES
 from core.topology import ATTEMPT, BOOT, INSTANCE, MEMBER, SUSPECT_ATTEMPTS
-from repository.records import Version
+from repository.records import TensorSpec, Version
 from workers.messages import Batch, Column, decode
+from workers.signatures import fits
 
 REPLIES = "reply."
 """How the name of each reply queue begins: nothing else is answered."""
+
+
+MOST_ROWS = 1 << 20
+"""Of one message: far more than a version may batch. Rows of an empty tensor take no bytes that would bound them."""
+MOST_SIZE = (1 << 31) - 1
+"""Of one dimension."""
 
 
 class Delivery(msgspec.Struct):
@@ -100,18 +107,29 @@ def check(batch: Batch, version: Version) -> None:
         raise ValueError("it batches where the model does not, or the other way round")
     if not batch.members or (len(batch.members) > 1 and not batch.batched):
         raise ValueError(f"it has {len(batch.members)} members")
-    if any(member.rows < 1 or member.deadline < 0 for member in batch.members):
-        raise ValueError("a member has no rows, or a deadline before all time")
-    wanted = {spec.name: spec.datatype for spec in version.signature.inputs}
-    if {column.name: column.datatype for column in batch.inputs} != wanted or len(batch.inputs) != len(wanted):
+    rows = [member.rows for member in batch.members]
+    if min(rows) < 1 or sum(rows) > MOST_ROWS or any(member.deadline < 0 for member in batch.members):
+        raise ValueError("a member has no rows, or a deadline before all time, or together they have too many rows")
+    wanted = {spec.name: spec for spec in version.signature.inputs}
+    if {column.name for column in batch.inputs} != wanted.keys() or len(batch.inputs) != len(wanted):
         raise ValueError("its inputs are not those of the model")
     for column in batch.inputs:
-        _check_column(column, [member.rows for member in batch.members] if batch.batched else [1])
+        _check_shape(column, wanted[column.name], batch.batched)
+        _check_pieces(column, rows if batch.batched else [1])
 
 
-def _check_column(column: Column, rows: list[int]) -> None:
-    if len(column.pieces) != len(rows) or any(size < 0 for size in column.shape):
-        raise ValueError(f"its input {column.name!r} has not one piece a member, or a negative size")
+def _check_shape(column: Column, spec: TensorSpec, batched: bool) -> None:
+    """First of all: only of so many sizes, none of them huge, the product is soon known."""
+    declared = spec.shape[1:] if batched else spec.shape
+    if column.datatype != spec.datatype or not fits(declared, column.shape):
+        raise ValueError(f"its input {column.name!r} has not the shape or the datatype that the model takes")
+    if -1 in declared and any(not 0 <= size <= MOST_SIZE for size in column.shape):
+        raise ValueError(f"its input {column.name!r} has not the shape of anything that is in memory")
+
+
+def _check_pieces(column: Column, rows: list[int]) -> None:
+    if len(column.pieces) != len(rows):
+        raise ValueError(f"its input {column.name!r} has not one piece a member")
     size = DATATYPES[column.datatype].size
     if not size:
         return

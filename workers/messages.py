@@ -19,10 +19,12 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from core.datatypes import Buffer
-from core.errors import BY_REASON, Internal, PenstockError
+from core.errors import BY_REASON, Internal, PenstockError, printable
 from core.trace import Context
 
 Scalar = str | int | float | bool
+MOST_TOLD = 2048
+"""Characters of a failure that a caller is told."""
 
 
 class Member(msgspec.Struct, array_like=True, gc=False):
@@ -67,14 +69,15 @@ class Output(msgspec.Struct, array_like=True, gc=False):
 
 
 class Failure(msgspec.Struct, array_like=True, gc=False):
-    """A `PenstockError` on its way: rebuilt by `error()` from its reason."""
+    """A `PenstockError` on its way: rebuilt by `error()` from its reason, its message as callers may see it."""
 
     reason: str
     message: str
     error_id: str = ""
 
     def error(self) -> PenstockError:
-        return BY_REASON.get(self.reason, Internal)(self.message, error_id=self.error_id or None)
+        message = printable(self.message, MOST_TOLD)
+        return BY_REASON.get(self.reason, Internal)(message, error_id=self.error_id or None)
 
 
 def failure_of(error: PenstockError) -> Failure:

@@ -107,7 +107,7 @@ class Reconciler:
                     await self._poked.wait()
             self._poked.clear()
             if self._mandate.held() and self._watch.confirmed:
-                await self._look()
+                await self._look_again()
             await asyncio.sleep(STEP_S)
 
     async def close(self) -> None:
@@ -117,6 +117,16 @@ class Reconciler:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- looking --------------------------------------------------------------------------------------------------
+
+    async def _look_again(self) -> None:
+        """A look that fails is told of and ends nothing: the next one may find what it failed on gone."""
+        try:
+            await self._look()
+        except Unavailable:
+            raise
+        except Exception:
+            log.exception("looking failed")
+            await asyncio.sleep(self._settings.poll_interval_s)
 
     async def _look(self) -> None:
         try:

@@ -36,7 +36,7 @@ from gateway.transports.amqp_line import Line
 from gateway.transports.amqp_parts import Join, cut, fits
 from gateway.transports.amqp_wire import CONFIRMED, UNROUTABLE
 from gateway.transports.base import UNSERVED, Done, Sample
-from gateway.transports.conformity import Conformity
+from gateway.transports.conformity import Conformity, check_times
 from repository.records import Version
 from workers.messages import Batch, Cancel, Failure, Reply, Timing, decode, encode, failure_of, frame_length
 
@@ -310,12 +310,3 @@ def member_of(batch: Batch, member: object) -> int:
     if type(member) is not int or not 0 <= member < len(batch.members):
         raise ValueError("a reply to no member of its batch")
     return member
-
-
-def check_times(timing: Timing, elapsed: int) -> None:
-    """Raise ValueError for times, in nanoseconds, that cannot have passed since the batch was sent, and wild counts."""
-    times = (timing.queue, timing.compute_input, timing.compute_infer, timing.compute_output)
-    if min(times) < 0 or sum(times) > elapsed + elapsed // 100 + MILLISECOND:
-        raise ValueError("a reply's times do not add up")
-    if not 0 <= timing.executed_rows < 1 << 31 or not 1 <= timing.executed_batches < 1 << 31:
-        raise ValueError("a reply's counts cannot be")

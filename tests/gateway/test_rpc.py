@@ -309,6 +309,21 @@ def test_a_long_message_is_cut_to_what_headers_carry() -> None:
     assert len(status(NotFound("ä" * 10_000)).message) == MAX_DETAILS
 
 
+async def test_any_message_is_one_that_trailers_carry() -> None:
+    """Half a surrogate would end no call at all."""
+    assert status(NotFound("a\r\nb\x00\x1b\ud800é")).message == "a��b���é"
+    message, error_id = "the model\r\nX: y\x00\ud800 failed " + "z" * 10_000, "0123456789abcdef"
+    async with running(version(), transport=lambda: Fake(automatic=False)) as here:
+        fake = here.transports["echo/1"]
+        call = asyncio.ensure_future(here.call(INFER, raw_request()))
+        await eventually(lambda: bool(fake.waiting))
+        fake.fail(ModelFailed(message, error_id=error_id))
+        error = await refused(call)
+        assert error.code() is grpc.StatusCode.INTERNAL
+        assert (error.details() or "").startswith("the model��X: y�� failed zz")
+        assert trailing(error)["error-id"] == error_id
+
+
 async def test_a_model_that_is_not_ready_says_when_to_come_back() -> None:
     async with running(failed=version("broken")) as here:
         error = await refused(here.call(INFER, raw_request("broken")))

@@ -30,6 +30,7 @@ from core.topology import (
     suspect_queue,
 )
 from repository.records import Signature, Version
+from tests.unreadable import Properties, publish
 from tests.workers.samples import version
 from workers.consumer import Consumer
 from workers.execution import Runner
@@ -129,6 +130,11 @@ class Asking:
         await self.channel.default_exchange.publish(
             aio_pika.Message(body, headers=headers, **properties), queue, mandatory=True
         )
+
+    async def publish_unreadable(self, exchange: str, key: str, body: bytes, properties: Properties) -> None:
+        """One whose properties no library reads."""
+        channel = await self._connection.channel(publisher_confirms=False)
+        await publish(channel, exchange.encode(), key.encode(), body, properties)
 
     async def cancel(self, number: int, members: list[int]) -> None:
         body = msgspec.msgpack.encode([[self.instance, number, members]])

@@ -7,7 +7,7 @@ import pytest
 
 from tests.workers.deliveries import delivery_of
 from tests.workers.samples import batch_of, rows
-from workers.cancels import REMEMBERED, Cancels
+from workers.cancels import MOST_ENTRIES, MOST_MEMBERS, REMEMBERED, Cancels
 
 
 def body(*cancels: tuple[str, int, list[int]]) -> bytes:
@@ -50,6 +50,33 @@ def test_no_more_are_kept_than_a_bound() -> None:
     cancels.hear(body(*(("g", at, [0]) for at in range(REMEMBERED + 1))))
     assert cancels.enter(delivery_of(batch_of(rows(1), number=0))) == []
     assert cancels.enter(delivery_of(batch_of(rows(1), number=REMEMBERED))) == [0]
+
+
+def test_nor_more_members_than_a_bound() -> None:
+    """The latest are kept: what is cancelled and has not come yet comes soon."""
+    cancels = Cancels()
+    many = list(range(MOST_MEMBERS // 4))
+    for at in range(100):
+        cancels.hear(body(("g", at, many)))
+    assert cancels.remembered <= MOST_MEMBERS
+    assert cancels.enter(delivery_of(batch_of(rows(1), number=99))) == [0]
+    assert cancels.enter(delivery_of(batch_of(rows(1), number=50))) == []
+    assert cancels.remembered < MOST_MEMBERS
+    for _ in range(100):
+        cancels.hear(body(("g", 7, many)))
+    assert cancels.enter(delivery_of(batch_of(rows(1), number=98))) == [0], "one that is told again counts once"
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [("g", 5, [0] * (MOST_MEMBERS + 1)), ("g" * 1000, 5, [0])],
+    ids=["members", "a name"],
+)
+def test_more_than_a_batch_has_is_a_value_error(flood: tuple[str, int, list[int]]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is for the log
+        Cancels().hear(body(flood))
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is for the log
+        Cancels().hear(body(*[("g", at, [0]) for at in range(MOST_ENTRIES + 1)]))
 
 
 @pytest.mark.parametrize("nonsense", [b"", b"\x80", msgspec.msgpack.encode([[1, "g", []]]), b"\xc1" * 9])

@@ -69,6 +69,12 @@ class Model:
             number = 999 if what == 9 else 100
             ours().sendall(b"".join(encode(Reply(number, [[lie]], Timing()))))
             time.sleep(1000)
+        if what in (10, 11):
+            from workers.messages import Failure, Output, Reply, Timing, encode
+            good = [Output("y", "FP32", (1, 4), bytes(16))]
+            result = Failure("unauthenticated", "who are you?") if what == 10 else good
+            ours().sendall(b"".join(encode(Reply(100, [result], Timing(compute_infer=-(what == 11))))))
+            time.sleep(1000)
         if what == 6:
             print("x" * 100_000)
             for at in range(100_000):
@@ -252,6 +258,8 @@ TRICKS = {
     7: "sends less data than its shape says",
     8: "answers with another output",
     9: "answers what was not asked",
+    10: "gives a reason that is not its to give",
+    11: "took less than no time",
 }
 
 

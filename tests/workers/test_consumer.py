@@ -10,11 +10,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.typing import EventDict
 
 from core import beats
 from core.beats import DRAINING, FAILED, READY, STARTING
-from core.topology import new_instance, suspect_queue
+from core.topology import BEATS, EVENTS, GATEWAY, cancel_key, infer_queue, new_instance, suspect_queue
 from repository.records import Signature
+from tests.unreadable import UNREADABLE, Properties
 from tests.workers.asking import BOUND_S, Answer, Asking, Replica, gateway_at, until
 from tests.workers.samples import array_of, batch_of, failure_in, rows, version
 from workers.consumer import Consumer
@@ -262,6 +264,42 @@ async def test_a_suspect_that_says_nothing_of_its_attempts_is_put_aside(amqp_url
             await asking.publish(batch, queue=suspect_queue("m", 1), headers=headers, correlation_id="50")
         await poisoned(asking, 4)
         assert replica.model.seen == []
+
+
+@pytest.mark.parametrize("suspect", [False, True], ids=["infer", "suspect"])
+@pytest.mark.parametrize("properties", UNREADABLE.values(), ids=UNREADABLE)
+async def test_one_whose_properties_cannot_be_read_is_put_aside(
+    amqp_url: str, properties: Properties, suspect: bool, logged: list[EventDict]
+) -> None:
+    """Neither requeued nor the end of a connection, which would be that of each replica in turn."""
+    queue = suspect_queue("m", 1) if suspect else infer_queue("m", 1)
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url) as replica:
+        before = await asking.ask(batch_of(rows(1)))
+        await asking.publish_unreadable("", queue, frame(lying()), properties)
+        (record,) = await poisoned(asking, 1)
+        after = await asking.ask(batch_of(rows(2)))
+        assert (value_of((await before.done())[0]), value_of((await after.done())[0])) == (2, 4)
+        assert record["cause"] == "it names no reply queue"
+        assert record["digest"] == hashlib.sha256(frame(lying())).hexdigest()
+        await until(lambda: replica.consumer.in_flight == 0)
+        assert await asking.waiting(queue) == 0
+    assert "broker lost" not in {entry["event"] for entry in logged}
+
+
+@pytest.mark.parametrize("properties", UNREADABLE.values(), ids=UNREADABLE)
+async def test_beats_and_events_that_cannot_be_read_are_dropped(
+    amqp_url: str, properties: Properties, logged: list[EventDict]
+) -> None:
+    async with gateway_at(amqp_url) as asking, Replica(amqp_url) as replica:
+        await asking.until_ready()
+        await asking.publish_unreadable(BEATS, GATEWAY, b"no beat", properties)
+        await asking.publish_unreadable(EVENTS, cancel_key("m", 1), b"no cancellation", properties)
+        await asking.beat()
+        await until(lambda: replica.consumer.fleet.offset(asking.instance))
+        assert value_of((await (await asking.ask(batch_of(rows(1)))).done())[0]) == 2
+    events = [entry["event"] for entry in logged]
+    assert "broker lost" not in events
+    assert events.count("neither beat nor cancellation") == 2
 
 
 # --- beats ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -44,6 +45,12 @@ LIES: dict[str, Batch] = {
     "no input": lying(inputs=[]),
     "a negative size": lying(inputs=[Column("x", "FP32", (-4,), [ONE, ONE])]),
     "a size beyond memory": lying(inputs=[Column("x", "FP32", (1 << 62, 4), [ONE, ONE])]),
+    "another rank that its bytes would fill": lying(inputs=[Column("x", "FP32", (2, 2), [ONE, ONE])]),
+    "another width that its bytes would fill": lying(
+        members=[Member(2), Member(4)], inputs=[Column("x", "FP32", (2,), [ONE, ONE * 2])]
+    ),
+    "sizes beyond all": lying(inputs=[Column("x", "FP32", (1 << 62,) * 20_000, [ONE, ONE])]),
+    "rows beyond all": lying(members=[Member(1 << 62), Member(1 << 62)]),
     "no batching": lying(batched=False),
 }
 
@@ -55,6 +62,32 @@ def test_a_lying_batch_is_refused(lie: str) -> None:
         read(message(LIES[lie]), version(), suspect=False)
     sender = sender_of(message(LIES[lie]))
     assert sender == (Sender("reply.g", 50, 2) if LIES[lie].members else None)
+
+
+def test_sizes_are_not_multiplied_before_they_are_known_to_fit() -> None:
+    """So many take minutes, in which the replica would answer nobody."""
+    one = message(LIES["sizes beyond all"])
+    begun = time.process_time()
+    with pytest.raises(ValueError, match="has not the shape"):
+        read(one, version(), suspect=False)
+    assert time.process_time() - begun < 0.2
+
+
+VARIABLE = version(inputs=[TensorSpec("x", "UINT8", (-1, -1, 2)), TensorSpec("t", "BYTES", (-1, -1))])
+
+
+def of_any_width(width: int, rows: int, *, text: int = 0) -> Batch:
+    """One member whose tensors are empty where a width is 0."""
+    x, t = Column("x", "UINT8", (width, 2), [bytes(2 * width)]), Column("t", "BYTES", (text,), [b""])
+    return Batch(1, True, [Member(rows)], [x, t])
+
+
+def test_a_variable_size_may_be_any_that_memory_has() -> None:
+    for width in (0, 3):
+        assert read(message(of_any_width(width, 1)), VARIABLE, suspect=False).batch.rows == 1
+    for lie in (of_any_width(0, 1, text=1 << 31), of_any_width(0, 1, text=-1), of_any_width(0, 1 << 21)):
+        with pytest.raises(ValueError, match=r"has not the shape|rows"):
+            read(message(lie), VARIABLE, suspect=False)
 
 
 @pytest.mark.parametrize(

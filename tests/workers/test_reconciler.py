@@ -38,12 +38,14 @@ class Site:
     """A cluster and a broker that do at once what they are told (replicas end after `ends_s`), and a real repository.
     What the reconciler changes is noted, in order; the lease is lost after `keeps` changes."""
 
-    def __init__(self, folder: Path, keeps: int) -> None:
-        self.settings = Settings(home=folder, poll_interval_s=0.01, drain_timeout_s=0.2, load_timeout_s=0.1)
+    def __init__(self, folder: Path, keeps: int, poll_interval_s: float = 0.01) -> None:
+        self.settings = Settings(home=folder, poll_interval_s=poll_interval_s, drain_timeout_s=0.2, load_timeout_s=0.1)
         self.done: list[str] = []
         self.running: dict[Place, Application] = {}
         self.queued = 0
         self.ends_s = 0.0
+        self.failures = 0
+        """Of the next looks at the cluster."""
         self.deposed = False
         self._keeps = keeps
 
@@ -65,6 +67,9 @@ class Runs:
         self._site = site
 
     async def applications(self) -> dict[Place, Application]:
+        if self._site.failures:
+            self._site.failures -= 1
+            raise ZeroDivisionError("what nobody expected")
         return dict(self._site.running)
 
     async def cluster(self) -> Cluster:
@@ -158,8 +163,11 @@ STORIES = {
 
 
 @asynccontextmanager
-async def reconciling(folder: Path, story: Story, keeps: int) -> AsyncIterator[Site]:
-    site = Site(folder, keeps)
+async def reconciling(
+    folder: Path, story: Story, keeps: int, failures: int = 0, **settings: Any
+) -> AsyncIterator[Site]:
+    site = Site(folder, keeps, **settings)
+    site.failures = failures
     whole = version(wanted=story.wanted)
     made = whole if story.outputs else msgspec.structs.replace(whole, signature=Signature(whole.signature.inputs, ()))
     store, artifacts = await open_repository(site.settings)
@@ -185,6 +193,15 @@ async def reconciling(folder: Path, story: Story, keeps: int) -> AsyncIterator[S
         await asyncio.gather(*tasks, return_exceptions=True)
         await running.close()
         await store.close()
+
+
+async def test_a_look_that_fails_is_not_the_last(tmp_path: Path, logged: list[EventDict]) -> None:
+    """Nor is it followed by others without a pause."""
+    async with reconciling(tmp_path, STORIES["deploys"], 99, failures=3, poll_interval_s=0.2) as site:
+        begun = time.monotonic()
+        await until(lambda: "deploy" in site.done, 10.0)
+        assert time.monotonic() - begun > 0.6
+    assert [entry["event"] for entry in logged].count("looking failed") == 3
 
 
 CUTS = [(name, keeps) for name, story in STORIES.items() for keeps in range(1, len(story.does) + 1)]

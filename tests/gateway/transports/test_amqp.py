@@ -31,6 +31,7 @@ from tests.gateway.transports.replicas import (
     until,
 )
 from tests.gateway.transports.sending import SECOND, answered, firsts, reasons, send, soon
+from tests.unreadable import UNREADABLE, Properties, publish
 from tests.workers.samples import array_of, batch_of, failure_in, rows, version
 from workers.messages import Batch, Cancel, Column, Failure, Member, Output, Reply, Timing
 
@@ -174,6 +175,29 @@ async def test_what_is_no_beat_is_ignored(amqp_url: str, logged: list[EventDict]
         assert firsts(await answered(send(await opened(hub, ECHO), batch_of(rows(6))))) == [6]
 
 
+@pytest.mark.parametrize("properties", UNREADABLE.values(), ids=UNREADABLE)
+async def test_what_cannot_be_read_ends_no_connection(
+    amqp_url: str, properties: Properties, logged: list[EventDict]
+) -> None:
+    """A beat on which every gateway would lose its own, and a reply."""
+
+    async def script(replica: Replica, batch: Batch, message: AbstractIncomingMessage) -> None:
+        assert message.reply_to is not None
+        channel = await replica.connection.channel(publisher_confirms=False)
+        await publish(channel, b"", message.reply_to.encode(), body_of(Reply(1, [[GOOD]], Timing())), properties)
+        await channel.close()
+        await replica.answer(batch, message)
+
+    async with replica_at(amqp_url, ECHO, script) as replica, hub_at(amqp_url) as hub:
+        transport = await opened(hub, ECHO)
+        channel = await replica.connection.channel(publisher_confirms=False)
+        await publish(channel, BEATS.encode(), b"replica.m.1", b"no beat", properties)
+        await publish(channel, BEATS.encode(), b"\xff", b"no beat", Properties())
+        await until(lambda: sum(entry["event"] == "a beat cannot be read" for entry in logged) == 2)
+        assert firsts(await answered(send(transport, batch_of(rows(6))))) == [6]
+    assert "broker lost" not in {entry["event"] for entry in logged}
+
+
 # --- what does not arrive -----------------------------------------------------------------------------------------
 
 
@@ -313,6 +337,9 @@ NONSENSE: dict[str, bytes] = {
     "times below zero": body_of(Reply(1, list(TWO), Timing(queue=-1))),
     "times of ages": body_of(Reply(1, list(TWO), Timing(compute_infer=3600 * SECOND))),
     "wild counts": body_of(Reply(1, list(TWO), Timing(executed_rows=-5))),
+    "a reason that there is not": body_of(Reply(1, [[GOOD], Failure("no_such", "Traceback")], Timing())),
+    "a reason that is the gateway's": body_of(Reply(1, [[GOOD], Failure("unauthenticated", "why")], Timing())),
+    "an error id that no header takes": body_of(Reply(1, [[GOOD], Failure("internal", "why", "id\r\n")], Timing())),
     "no executions": body_of(Reply(1, list(TWO), Timing(executed_batches=0))),
 }
 
