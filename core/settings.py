@@ -19,6 +19,9 @@ from core import machine
 from core.errors import InvalidRequest
 
 MIB = 1 << 20
+YEAR_S = 366 * 86_400
+"""No duration is longer: what calls itself one and is, is a slip."""
+MAX_TENSORS = 1 << 16
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 Count = Annotated[int, Ge(1)]
 Seconds = Annotated[float, Gt(0)]
