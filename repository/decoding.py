@@ -15,10 +15,10 @@ import structlog
 
 from core.errors import InvalidRequest, Unavailable
 from core.names import NAME, check_alias, check_model
-from core.settings import MAX_TENSORS, YEAR_S
+from core.settings import MAX_BATCH, MAX_QUEUE, MAX_TENSORS, YEAR_S
 from repository.access import check_key
 from repository.deployments import check_deployment
-from repository.manifest import MAX_BATCH, MAX_QUEUE, check_range
+from repository.manifest import check_range
 from repository.records import (
     ALWAYS,
     AUTO,

@@ -14,13 +14,11 @@ import msgspec
 from core.datatypes import DATATYPES
 from core.errors import InvalidRequest
 from core.names import check_alias
-from core.settings import Settings
+from core.settings import MAX_BATCH, MAX_QUEUE, Settings
 from repository.architectures import ARCHITECTURES
 from repository.records import FORMATS, Signature, TensorSpec
 from repository.signature import MAX_NAME, batches, check_batched, check_distinct, check_signature, check_tensor, fits
 
-MAX_BATCH = 1 << 16
-MAX_QUEUE = 1 << 20
 MAX_WARMUPS = 64
 MAX_TAGS = 64
 MAX_TEXT = 1024
