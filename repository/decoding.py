@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -45,6 +46,8 @@ log = structlog.get_logger(__name__)
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 LAST = 10**18 - 1
 """The highest version number that `core.names.VERSION` can name."""
+KNOWN = 4096
+"""Records that are not decoded and checked anew while they are the same."""
 MOST = (1 << 63) - 1
 LAST_TIME = 253_402_300_799
 """Unix seconds at the end of the year 9999: beyond it no calendar tells a time."""
@@ -59,15 +62,16 @@ class Reader:
 
     def one(self, kind: type[R], key: object, body: object) -> R:
         """The record that has that key in the store. Raises Unavailable, which names it, where it is damaged."""
-        name = kind.kind, str(key)[:200]
         try:
-            record = _decoded(kind, key, body)
+            record = cast(R, _decoded(kind, key, body))
         except WRONG as error:
+            name = kind.kind, str(key)[:200]
             if name not in self._named:
                 log.error("record_damaged", kind=name[0], record=name[1], error=str(error)[:300])
             self._named.add(name)
             raise Unavailable(f"the {name[0]} {name[1]!r} in the repository is damaged") from error
-        self._named.discard(name)
+        if self._named:
+            self._named.discard((kind.kind, str(key)[:200]))
         return record
 
     def all(self, kind: type[R], rows: Iterable[tuple[object, object]]) -> list[R]:
@@ -94,7 +98,9 @@ def check_record(record: Record) -> None:
     CHECKS.get(type(record), _unchecked)(record)
 
 
-def _decoded(kind: type[R], key: object, body: Any) -> R:
+@lru_cache(KNOWN)
+def _decoded(kind: type[Record], key: object, body: Any) -> Record:
+    """Of all the records that are read after each write all but one are the same as before."""
     record = msgspec.json.decode(body, type=kind)
     if record.key != key:
         raise InvalidRequest(f"key: it says that it is {record.key[:128]!r}")

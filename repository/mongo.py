@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import msgspec
 import structlog
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
 from msgspec.structs import replace
@@ -52,6 +53,11 @@ FORMAT = 1
 CLOCK = "clock"
 REFUSED = frozenset({13, 18, 8000})
 """Codes by which a server says that the credentials do not do."""
+
+AS_IT_IS: CodecOptions[Document] = CodecOptions(
+    unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+"""What no Python value can be is that of one document: it does not end the reading of the others."""
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +91,7 @@ class Mongo:
         self._client = client
         self._database = client.get_database(
             database,
+            codec_options=AS_IT_IS,
             read_preference=ReadPreference.PRIMARY,
             read_concern=ReadConcern("majority"),
             write_concern=WriteConcern("majority", j=True),

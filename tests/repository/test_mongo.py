@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bson.datetime_ms import DatetimeMS
 from msgspec.structs import replace
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -181,6 +182,8 @@ async def test_a_document_that_is_no_record_stands_in_nobodys_way(kept: MongoSto
         {"_id": "counter/nobody"},
         {"_id": "counter/x", "body": 7},
         {"_id": "counter/bytes", "body": b"\xff"},
+        {"_id": "counter/date", "body": DatetimeMS(1 << 60)},
+        {"_id": "counter/later", "body": body, "seq": DatetimeMS(1 << 60)},
         {"_id": 7, "body": body},
         {"_id": {"a": 1}, "body": body},
         {"_id": "x", "body": body},
