@@ -6,29 +6,49 @@ names, else by a line of the TOML file that PENSTOCK_CONFIG names; `penstock con
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from annotated_types import Ge, Gt
-from pydantic import Field, ValidationError
+from annotated_types import Ge, Gt, Le
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core import machine
 from core.errors import InvalidRequest
 
 MIB = 1 << 20
+INT32 = (1 << 31) - 1
+YEAR_S = 366 * 86_400
+"""No duration is longer: one that is was a slip, and beyond it clocks overflow one after the other."""
+MAX_BATCH = 1 << 16
+MAX_QUEUE = 1 << 20
+MAX_TENSORS = 1 << 16
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-Count = Annotated[int, Ge(1)]
-Seconds = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(1), Le(INT32)]
+Size = Annotated[int, Ge(1), Le(1 << 62)]
+Milliseconds = Annotated[int, Ge(1), Le(YEAR_S * 1000)]
+Seconds = Annotated[float, Gt(0), Le(YEAR_S)]
+GrpcSeconds = Annotated[float, Gt(0), Le(INT32 // 1000)]
+"""gRPC counts them in milliseconds, as an int32."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Settings(BaseSettings):
     """Durations end in _s (seconds) or _ms (milliseconds), sizes in _bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="PENSTOCK_",
+        frozen=True,
+        extra="ignore",
+        allow_inf_nan=False,
+        enable_decoding=False,
+        hide_input_in_errors=True,
+    )
 
     # where
     home: Path = Field(
@@ -47,7 +67,7 @@ class Settings(BaseSettings):
     mongo_database: str = Field(
         default="penstock", pattern=r"^[A-Za-z0-9_-]{1,38}$", description="the repository's database in MongoDB"
     )
-    artifact_cache_bytes: Count = Field(
+    artifact_cache_bytes: Size = Field(
         default=20 * 1024 * MIB,
         description="artifacts from MongoDB kept in PENSTOCK_HOME/cache, the least used go first",
     )
@@ -58,7 +78,7 @@ class Settings(BaseSettings):
         repr=False,
         description="broker: amqp://user:password@host:port/vhost, or amqps://; empty: all in one process",
     )
-    max_message_bytes: Annotated[int, Ge(64 * 1024)] = Field(
+    max_message_bytes: Annotated[int, Ge(64 * 1024), Le(INT32)] = Field(
         default=16 * MIB, description="one batch at the broker: no more than its max_message_size (RabbitMQ 4: 16 MiB)"
     )
     control_port: Port = Field(default=8082, description="HTTP port of the control plane where it runs by itself")
@@ -68,20 +88,20 @@ class Settings(BaseSettings):
     )
 
     # what a request may be
-    max_body_bytes: Count = Field(default=64 * MIB, description="request body as sent (Triton: 64 MiB)")
-    max_decoded_bytes: Count = Field(default=128 * MIB, description="request body after gzip or deflate")
+    max_body_bytes: Size = Field(default=64 * MIB, description="request body as sent (Triton: 64 MiB)")
+    max_decoded_bytes: Size = Field(default=128 * MIB, description="request body after gzip or deflate")
     max_header_bytes: Count = Field(
         default=16 * 1024, description="request line and headers; also the metadata of a gRPC call"
     )
-    max_tensors: Count = Field(
+    max_tensors: Annotated[int, Field(ge=1, le=MAX_TENSORS)] = Field(
         default=256, description="inputs of one request; also its requested outputs and parameters"
     )
     max_tensor_rank: Annotated[int, Field(ge=1, le=32)] = Field(default=32, description="dimensions of one tensor")
-    max_tensor_elements: Count = Field(default=1 << 31, description="elements of one tensor, by its shape")
+    max_tensor_elements: Size = Field(default=1 << 31, description="elements of one tensor, by its shape")
     max_json_depth: Count = Field(
         default=32, description="nesting of a JSON body (in an infer request: no deeper than its tensors)"
     )
-    header_timeout_s: Seconds = Field(default=10.0, description="to receive request line and headers")
+    header_timeout_s: GrpcSeconds = Field(default=10.0, description="to receive request line and headers")
     body_timeout_s: Seconds = Field(default=15.0, description="to receive the body, from the end of the headers")
     keep_alive_s: Seconds = Field(
         default=15.0,
@@ -94,34 +114,38 @@ class Settings(BaseSettings):
         default=64, description="requests a client may send ahead of their answers on one connection"
     )
     max_connections: Count = Field(default=20_000, description="open HTTP connections")
-    grpc_keepalive_s: Seconds = Field(default=30.0, description="a silent gRPC connection is pinged after this")
-    grpc_ping_timeout_s: Seconds = Field(
+    grpc_keepalive_s: GrpcSeconds = Field(default=30.0, description="a silent gRPC connection is pinged after this")
+    grpc_ping_timeout_s: GrpcSeconds = Field(
         default=20.0, description="ends a gRPC connection that answers no ping for so long"
     )
-    grpc_min_ping_interval_s: Seconds = Field(
+    grpc_min_ping_interval_s: GrpcSeconds = Field(
         default=5.0, description="a gRPC client that pings more often is turned away"
     )
     grpc_max_streams: Count = Field(default=1024, description="concurrent gRPC calls on one connection")
-    max_control_bytes: Count = Field(default=MIB, description="body of a request that is neither an infer nor a push")
+    max_control_bytes: Size = Field(default=MIB, description="body of a request that is neither an infer nor a push")
 
     # batching and deadlines
-    default_max_batch: Count = Field(default=32, description="max batch of a push that names none and can batch")
-    default_deadline_ms: Count = Field(
+    default_max_batch: Annotated[int, Field(ge=1, le=MAX_BATCH)] = Field(
+        default=32, description="max batch of a push that names none and can batch"
+    )
+    default_deadline_ms: Milliseconds = Field(
         default=30_000, description="of a request that names none, where its model names none"
     )
-    max_deadline_ms: Count = Field(default=600_000, description="the longest deadline a request may ask for")
-    queue_bound: Count = Field(
+    max_deadline_ms: Milliseconds = Field(default=600_000, description="the longest deadline a request may ask for")
+    queue_bound: Annotated[int, Field(ge=1, le=MAX_QUEUE)] = Field(
         default=2048, description="requests waiting for one model version, where its model names no bound"
     )
     window: Count = Field(default=2, description="batches in flight to one in-process or child worker")
-    margin_ms: Annotated[float, Ge(0)] = Field(default=2.0, description="slack kept under each deadline at admission")
+    margin_ms: Annotated[float, Ge(0), Le(YEAR_S * 1000)] = Field(
+        default=2.0, description="slack kept under each deadline at admission"
+    )
 
     # pushing
     allow_code: bool | None = Field(
         default=None, description="accept formats that carry code; default: on while every listener is on loopback"
     )
-    max_push_bytes: Count = Field(default=4096 * MIB, description="artifact of one push")
-    max_manifest_bytes: Count = Field(default=MIB, description="manifest of one push, its example included")
+    max_push_bytes: Size = Field(default=4096 * MIB, description="artifact of one push")
+    max_manifest_bytes: Size = Field(default=MIB, description="manifest of one push, its example included")
     push_min_rate: Count = Field(default=64 * 1024, description="bytes/s below which an upload is cut off")
     push_window_s: Seconds = Field(default=15.0, description="an upload's rate is measured over this")
     versions_kept: Count = Field(
@@ -129,7 +153,7 @@ class Settings(BaseSettings):
     )
 
     # workers
-    compute_threads: Annotated[int, Ge(0)] = Field(
+    compute_threads: Annotated[int, Ge(0), Le(1 << 16)] = Field(
         default=0, description="torch, OpenMP and onnxruntime threads; 0 = the cores"
     )
     concurrent_loads: Count = Field(default=2, description="versions that are loaded at the same time")
@@ -137,10 +161,10 @@ class Settings(BaseSettings):
     drain_timeout_s: Seconds = Field(
         default=20.0, description="to finish accepted requests when a version or the server stops"
     )
-    stop_timeout_s: Annotated[float, Ge(6)] = Field(
+    stop_timeout_s: Annotated[float, Ge(6), Le(YEAR_S)] = Field(
         default=30.0, description="a gateway that is to stop has ended by then, whatever it has to cut off for that"
     )
-    child_memory_bytes: Annotated[int, Ge(0)] = Field(
+    child_memory_bytes: Annotated[int, Ge(0), Le(1 << 62)] = Field(
         default=0,
         description="memory of one model's child process; 0 = three quarters of the machine's, or the container's",
     )
@@ -177,6 +201,28 @@ class Settings(BaseSettings):
     )
     log_json: bool = Field(default=False, description="one JSON object a line in place of text")
 
+    @field_validator("amqp_url")
+    @classmethod
+    def _is_of_a_broker(cls, url: str) -> str:
+        if url and not _names_a_broker(url):
+            raise ValueError("it is no URL of a broker's: one looks like amqp://user:password@host:5672/")
+        return url
+
+    @field_validator("metrics_buckets_ms", "trace_ratios", mode="before")
+    @classmethod
+    def _from_json(cls, given: object) -> object:
+        try:
+            return json.loads(given) if isinstance(given, str) else given
+        except (ValueError, RecursionError):
+            raise ValueError("it is no JSON") from None
+
+    @field_validator("metrics_buckets_ms")
+    @classmethod
+    def _rise(cls, bounds: tuple[float, ...]) -> tuple[float, ...]:
+        if not bounds or any(low >= high for low, high in pairwise(bounds)):
+            raise ValueError("each bound is more than the one before, and there is one at least")
+        return bounds
+
     @property
     def code_allowed(self) -> bool:
         """`allow_code` where it is set, else whether every listener is on loopback."""
@@ -204,6 +250,14 @@ class Settings(BaseSettings):
         if decided is None or value != Settings.model_fields[name].default:
             return str(value)
         return f"auto ({getattr(self, decided)})"
+
+
+def _names_a_broker(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def reached(host: str) -> str:
@@ -267,10 +321,10 @@ def _variable(name: str) -> str:
 
 
 def _wrong(name: str, said: str, value: object) -> str:
-    shown = "" if name in SECRET else f", not {value!r}"
+    shown = "" if name in SECRET else f", not {repr(value)[:100]}"
     origin = _origin(name)
     where = origin if origin.startswith(PREFIX) else f"{origin}: {name}"
-    return f"{where}: {said.lower()}{shown}"
+    return f"{where}: {said.removeprefix('Value error, ').lower()}{shown}"
 
 
 def _files() -> dict[str, str]:

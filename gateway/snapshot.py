@@ -10,7 +10,9 @@ old.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,9 @@ import msgspec
 import structlog
 
 from core.beats import boot_id
+from core.errors import InvalidRequest
 from repository.catalog import Catalog, catalog
+from repository.decoding import check_record
 from repository.records import Alias, ApiKey, Deployment, Version, VersionState
 
 log = structlog.get_logger(__name__)
@@ -40,6 +44,23 @@ class _Kept(msgspec.Struct):
     boot: str = ""
     up: float = 0.0
     """Seconds from that boot to `confirmed`."""
+
+
+def _content(file: Path) -> bytes:
+    """Of a regular file: what else may stand there never ends, or is waited for."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise ValueError("it is no file")
+    return file.read_bytes()
+
+
+def _believable(content: bytes) -> _Kept:
+    """Raises ValueError or InvalidRequest for what no gateway has kept."""
+    kept = msgspec.msgpack.decode(content, type=_Kept)
+    if kept.revision < 0 or not (math.isfinite(kept.confirmed) and math.isfinite(kept.up)):
+        raise ValueError("its revision or its time is none")
+    for record in (*kept.versions, *kept.states, *kept.aliases, *kept.keys, *kept.deployments):
+        check_record(record)
+    return kept
 
 
 def since_boot() -> float:
@@ -69,10 +90,10 @@ class Snapshot:
     def load(self) -> Catalog | None:
         """What was kept; None where there is nothing, or nothing that can be believed."""
         try:
-            kept = msgspec.msgpack.decode(self._file.read_bytes(), type=_Kept)
+            kept = _believable(_content(self._file))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, InvalidRequest, RecursionError) as error:
             log.warning("snapshot not readable", error=str(error)[:200])
             return None
         age = self._age(kept)

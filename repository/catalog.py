@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from core.identity import Credential, Principal
+import structlog
+
+from core.identity import PERMITS, Credential, Principal
 from core.names import CHAMPION, VERSION
 from repository.records import READY, UNKNOWN, Alias, ApiKey, Deployment, Version, VersionState
+
+log = structlog.get_logger(__name__)
 
 Place = tuple[str, int]
 """(model, version)"""
@@ -69,11 +74,30 @@ class Catalog:
         return self.deployments.get(model) or Deployment(model=model)
 
     def credentials(self) -> list[Credential]:
-        """What the verifier needs of every key that is not revoked."""
-        return [credential_of(key) for key in self.keys.values() if not key.revoked]
+        """What the verifier needs of every key that is not revoked. One that cannot be read lets nobody in, and keeps
+        no other key from being changed or revoked."""
+        found = (_credential_or_none(key) for key in self.keys.values() if not key.revoked)
+        return [credential for credential in found if credential is not None]
+
+
+def _credential_or_none(key: ApiKey) -> Credential | None:
+    try:
+        return credential_of(key)
+    except ValueError as error:
+        _name_unreadable(key.key_id, str(error))
+        return None
+
+
+@lru_cache(1024)
+def _name_unreadable(key_id: str, why: str) -> None:
+    """Once in the log, however often the catalog is read."""
+    log.error("key_unreadable", key_id=key_id[:64], error=why)
 
 
 def credential_of(key: ApiKey) -> Credential:
+    """Raises ValueError for a record that no key can be told by."""
+    if key.role not in PERMITS:
+        raise ValueError(f"the role {key.role[:64]!r} is none")
     principal = Principal(key.key_id, key.name, key.owner, key.role, key.patterns, frozenset(key.grants))
     return Credential(principal, bytes.fromhex(key.digest), key.expires)
 

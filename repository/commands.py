@@ -301,7 +301,7 @@ class Commands:
         check_deployment(deployment)
         _versions(await self._watch.refresh(), deployment.model)
         written = await self._put_deployment(deployment, seen)
-        if not await self._store.find(Version, deployment.model):
+        if not await self._store.count(Version, deployment.model):
             await self.delete_deployment(deployment.model)
             raise NotFound(f"unknown model {deployment.model!r}")
         await self._watch.wrote()
@@ -450,7 +450,7 @@ class Commands:
         state = await self._store.get(VersionState, version.key)
         if state is not None:
             await self._store.delete(state)
-        if not await self._store.find(Version, version.model):
+        if not await self._store.count(Version, version.model):
             await self._changes.drop(Deployment, version.model)
         await self._drop(version.digest, version.example)
         log.info("deleted", model=version.model, version=version.version)
@@ -481,24 +481,33 @@ class Commands:
             await self._watch.wrote()
 
     async def sweep(self) -> None:
-        """Clear away what crashes left: partial uploads, artifacts without a record, records without their version."""
+        """Clear away what crashes left: partial uploads, artifacts without a record, records without their version.
+
+        As long as a version is damaged, what might be its own stays.
+        """
         await self._artifacts.sweep()
         for digest in await self._artifacts.digests():
             await self._drop(digest)
         records: list[VersionState | Alias] = [*await self._store.find(VersionState), *await self._store.find(Alias)]
+        deployments, versions = await self._store.find(Deployment), await self._store.find(Version)
+        if len(versions) < await self._store.count(Version):
+            return
+        known = {(version.model, version.version) for version in versions}
         for record in records:
-            if await self._store.get(Version, f"{record.model}/{record.version}") is None:
+            if (record.model, record.version) not in known:
                 await self._store.delete(record)
-        for deployment in await self._store.find(Deployment):
-            if not await self._store.find(Version, deployment.model):
+        for deployment in deployments:
+            if not await self._store.count(Version, deployment.model):
                 await self._store.delete(deployment)
 
     async def _drop(self, *digests: str) -> None:
-        """Delete those artifacts that no version names."""
+        """Delete those artifacts that no version names; none while there is a damaged one, which may name any."""
         for digest in filter(None, digests):
 
             async def used(digest: str = digest) -> bool:
-                return any(digest in (v.digest, v.example) for v in await self._store.find(Version))
+                versions = await self._store.find(Version)
+                named = any(digest in (version.digest, version.example) for version in versions)
+                return named or len(versions) < await self._store.count(Version)
 
             if not await used():
                 await self._artifacts.delete(digest, used)
@@ -549,7 +558,7 @@ class Commands:
 
     async def first_key(self) -> IssuedKey | None:
         """The key that a new repository starts with: admin, with every grant. None where there are keys already."""
-        if await self._store.find(ApiKey):
+        if await self._store.count(ApiKey):
             return None
         return await self.create_key("first", role=ADMIN, owner="admin", grants=(CODE,))
 

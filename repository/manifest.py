@@ -14,13 +14,11 @@ import msgspec
 from core.datatypes import DATATYPES
 from core.errors import InvalidRequest
 from core.names import check_alias
-from core.settings import Settings
+from core.settings import MAX_BATCH, MAX_QUEUE, Settings
 from repository.architectures import ARCHITECTURES
 from repository.records import FORMATS, Signature, TensorSpec
 from repository.signature import MAX_NAME, batches, check_batched, check_distinct, check_signature, check_tensor, fits
 
-MAX_BATCH = 1 << 16
-MAX_QUEUE = 1 << 20
 MAX_WARMUPS = 64
 MAX_TAGS = 64
 MAX_TEXT = 1024
@@ -145,17 +143,18 @@ def _check_entry(kind: str, entry: str) -> None:
 
 
 def _check_numbers(manifest: Manifest, settings: Settings) -> None:
-    _check_range("max_batch", manifest.max_batch, 0, MAX_BATCH)
-    _check_range("default_deadline_ms", manifest.default_deadline_ms, 1, settings.max_deadline_ms)
-    _check_range("queue_bound", manifest.queue_bound, 1, MAX_QUEUE)
+    check_range("max_batch", manifest.max_batch, 0, MAX_BATCH)
+    check_range("default_deadline_ms", manifest.default_deadline_ms, 1, settings.max_deadline_ms)
+    check_range("queue_bound", manifest.queue_bound, 1, MAX_QUEUE)
     if len(manifest.warmup) > MAX_WARMUPS:
         raise InvalidRequest(f"warmup: {len(manifest.warmup)} sizes, at most {MAX_WARMUPS}")
     most = MAX_BATCH if manifest.max_batch is None else max(manifest.max_batch, 1)
     for rows in manifest.warmup:
-        _check_range("warmup", rows, 1, most)
+        check_range("warmup", rows, 1, most)
 
 
-def _check_range(field: str, value: int | None, low: int, high: int) -> None:
+def check_range(field: str, value: float | None, low: float, high: float) -> None:
+    """Raise InvalidRequest for a value that is there and not in the range. NaN is in none."""
     if value is not None and not low <= value <= high:
         raise InvalidRequest(f"{field}: {value} is not in {low} to {high}")
 

@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import msgspec
 import structlog
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
 from msgspec.structs import replace
@@ -34,6 +35,7 @@ from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailu
 from pymongo.read_concern import ReadConcern
 
 from core.errors import Conflict, InvalidRequest, PenstockError, Unavailable
+from repository.decoding import Reader, counted
 from repository.records import Record
 from repository.store import R
 from repository.uncancelled import Uncancelled
@@ -51,6 +53,11 @@ FORMAT = 1
 CLOCK = "clock"
 REFUSED = frozenset({13, 18, 8000})
 """Codes by which a server says that the credentials do not do."""
+
+AS_IT_IS: CodecOptions[Document] = CodecOptions(
+    unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+"""What no Python value can be is that of one document: it does not end the reading of the others."""
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +91,7 @@ class Mongo:
         self._client = client
         self._database = client.get_database(
             database,
+            codec_options=AS_IT_IS,
             read_preference=ReadPreference.PRIMARY,
             read_concern=ReadConcern("majority"),
             write_concern=WriteConcern("majority", j=True),
@@ -122,6 +130,7 @@ class MongoStore:
         self._records = mongo.collection("records")
         self._clock = mongo.collection(CLOCK)
         self._now = now
+        self._reader = Reader()
         self._prepared = False
         self._uncounted: frozenset[str] = frozenset()
         self._look_at = now()
@@ -129,15 +138,16 @@ class MongoStore:
     async def get(self, kind: type[R], key: str) -> R | None:
         async with self._mongo.answering():
             found = await self._records.find_one({"_id": _id(kind, key), "gone": False})
-        return None if found is None else _record(kind, found)
+        return None if found is None else self._reader.one(kind, key, found.get("body"))
 
     async def find(self, kind: type[R], model: str | None = None) -> list[R]:
-        where: Document = {"kind": kind.kind, "gone": False}
-        if model is not None:
-            where["model"] = _text(model)
         async with self._mongo.answering():
-            found = await self._records.find(where).sort([("seq", 1), ("_id", 1)]).to_list(None)
-        return [_record(kind, document) for document in found]
+            found = await self._records.find(_where(kind, model)).sort([("seq", 1), ("_id", 1)]).to_list(None)
+        return self._reader.all(kind, ((_key(kind, document), document.get("body")) for document in found))
+
+    async def count(self, kind: type[R], model: str | None = None) -> int:
+        async with self._mongo.answering():
+            return await self._records.count_documents(_where(kind, model))
 
     async def insert(self, record: R) -> R:
         stored = replace(record, revision=1)
@@ -162,14 +172,14 @@ class MongoStore:
             await self._prepare()
             if self._now() >= self._look_at:
                 await self._look()
-            return int((await self._read_clock())["revision"])
+            return await self._counted()
 
     async def close(self) -> None:
         await self._mongo.close()
 
     async def _insert(self, stored: Record) -> Document:
         while True:
-            document = _document(stored, int((await self._read_clock())["revision"]) + 1)
+            document = _document(stored, await self._counted() + 1)
             try:
                 await self._records.insert_one(document)
                 return document
@@ -177,8 +187,10 @@ class MongoStore:
                 there = await self._records.find_one({"_id": document["_id"]})
                 if there is None:
                     continue
-                if not there["gone"]:
+                if there.get("gone") is not True:
                     raise Conflict(f"there is a {stored.kind} {stored.key!r} already") from None
+                if not _is_marked(there):
+                    raise Unavailable(f"the {stored.kind} {stored.key!r} in the repository is damaged") from None
                 await self._settle(there)
 
     async def _change(self, record: Record, change: Document) -> None:
@@ -203,10 +215,14 @@ class MongoStore:
         """Settle what was not counted at the last look already: its writer is no more."""
         self._look_at = self._now() + SETTLE_S
         marked = await self._records.find({"mark": {"$gt": ""}}, {"mark": 1, "gone": 1}).to_list(None)
-        for document in marked:
+        ours = [document for document in marked if _is_marked(document)]
+        for document in ours:
             if document["mark"] in self._uncounted:
                 await self._settle(document)
-        self._uncounted = frozenset(document["mark"] for document in marked)
+        self._uncounted = frozenset(document["mark"] for document in ours)
+
+    async def _counted(self) -> int:
+        return counted((await self._read_clock()).get("revision"))
 
     async def _read_clock(self) -> Document:
         found = await self._clock.find_one({"_id": CLOCK})
@@ -235,6 +251,24 @@ def _id(kind: type[Record], key: str) -> str:
     return f"{kind.kind}/{_text(key)}"
 
 
+def _key(kind: type[Record], document: Document) -> object:
+    """The key of a document that says it is of this kind; of one whose id says otherwise that, which is no key."""
+    name, prefix = document["_id"], f"{kind.kind}/"
+    return name.removeprefix(prefix) if isinstance(name, str) and name.startswith(prefix) else (name,)
+
+
+def _where(kind: type[Record], model: str | None) -> Document:
+    """Those of a kind, of one model where it is named, that are there."""
+    where: Document = {"kind": kind.kind, "gone": False}
+    return where if model is None else {**where, "model": _text(model)}
+
+
+def _is_marked(document: Document) -> bool:
+    """Whether a writer of ours left its mark; what others put there is neither counted nor removed."""
+    mark = document.get("mark")
+    return isinstance(document.get("gone"), bool) and isinstance(mark, str) and bool(mark)
+
+
 def _text(value: str) -> str:
     if not isinstance(value, str):
         raise InvalidRequest("a key is text")
@@ -260,14 +294,6 @@ def _document(record: Record, seq: int) -> Document:
         "mark": _mark(record),
         "body": _body(record),
     }
-
-
-def _record(kind: type[R], document: Document) -> R:
-    try:
-        return msgspec.json.decode(document["body"], type=kind)
-    except (msgspec.MsgspecError, KeyError, TypeError) as error:
-        log.error("repository_failed", record=document.get("_id"), error=repr(error))
-        raise Unavailable("a record in the repository's database is damaged") from error
 
 
 def _translated(error: Exception) -> PenstockError:

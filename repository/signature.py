@@ -73,9 +73,11 @@ def _check_labels(spec: TensorSpec, place: str) -> None:
 
 
 def check_distinct(names: list[str], place: str) -> None:
+    seen: set[str] = set()
     for name in names:
-        if names.count(name) > 1:
+        if name in seen:
             raise InvalidRequest(f"{place}: there are two tensors named {name[:MAX_NAME]!r}")
+        seen.add(name)
 
 
 def check_text(text: str, what: str, limit: int) -> None:

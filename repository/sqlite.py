@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import structlog
 
 from core.errors import Conflict, PenstockError, Unavailable
+from repository.decoding import Reader, counted
 from repository.records import Record
 from repository.store import R
 
@@ -50,6 +51,7 @@ class SqliteStore:
         self._thread = thread
         self._database = database
         self._name = name
+        self._reader = Reader()
 
     @classmethod
     async def open(cls, path: Path) -> SqliteStore:
@@ -63,14 +65,13 @@ class SqliteStore:
         return cls(thread, database, path.name)
 
     async def get(self, kind: type[R], key: str) -> R | None:
-        rows = await self._run(lambda: self._select(kind, "kind = ? AND key = ?", (kind.kind, key)))
-        return rows[0] if rows else None
+        return await self._run(lambda: self._get(kind, key))
 
     async def find(self, kind: type[R], model: str | None = None) -> list[R]:
-        if model is None:
-            return await self._run(lambda: self._select(kind, "kind = ? ORDER BY seq", (kind.kind,)))
-        where = "kind = ? AND model = ? ORDER BY seq"
-        return await self._run(lambda: self._select(kind, where, (kind.kind, model)))
+        return await self._run(lambda: self._reader.all(kind, self._select("key, body", "ORDER BY seq", kind, model)))
+
+    async def count(self, kind: type[R], model: str | None = None) -> int:
+        return await self._run(lambda: cast(int, self._select("count(*)", "", kind, model)[0][0]))
 
     async def insert(self, record: R) -> R:
         return await self._run(lambda: self._written(self._insert, record))
@@ -97,12 +98,19 @@ class SqliteStore:
 
     # From here on: in the store's own thread.
 
-    def _select(self, kind: type[R], where: str, values: tuple[str, ...]) -> list[R]:
-        rows = self._database.execute(f"SELECT body FROM records WHERE {where}", values)  # noqa: S608 - our own text
-        return [msgspec.json.decode(body, type=kind) for (body,) in rows]
+    def _get(self, kind: type[R], key: str) -> R | None:
+        statement = "SELECT body FROM records WHERE kind = ? AND key = ?"
+        row = self._database.execute(statement, (kind.kind, key)).fetchone()
+        return None if row is None else self._reader.one(kind, key, row[0])
+
+    def _select(self, what: str, order: str, kind: type[R], model: str | None) -> list[tuple[Any, ...]]:
+        where, values = ("kind = ?", [kind.kind]) if model is None else ("kind = ? AND model = ?", [kind.kind, model])
+        statement = f"SELECT {what} FROM records WHERE {where} {order}"  # noqa: S608 - our own text
+        return self._database.execute(statement, values).fetchall()
 
     def _revision(self) -> int:
-        return cast(int, self._database.execute("SELECT revision FROM clock").fetchone()[0])
+        row = self._database.execute("SELECT revision FROM clock").fetchone()
+        return counted(row and row[0])
 
     def _written(self, write: Callable[[R], R], record: R) -> R:
         """Run one write in a transaction that also raises the counter; nothing remains of one that fails."""
@@ -152,7 +160,7 @@ async def _in(thread: ThreadPoolExecutor, work: Callable[[], T], name: str) -> T
         return await asyncio.get_running_loop().run_in_executor(thread, work)
     except PenstockError:
         raise
-    except (sqlite3.Error, msgspec.MsgspecError, OSError, RuntimeError) as error:
+    except (sqlite3.Error, OSError, RuntimeError) as error:
         log.error("repository_failed", database=name, error=repr(error))
         raise Unavailable(_explanation(error)) from error
 
@@ -163,7 +171,7 @@ def _explanation(error: Exception) -> str:
         return "the repository's disk is full"
     if "locked" in text or "busy" in text:
         return "the repository is busy with other writers"
-    if "malformed" in text or "not a database" in text or isinstance(error, msgspec.MsgspecError):
+    if "malformed" in text or "not a database" in text:
         return "the repository's database is damaged or not a database"
     return "the repository's database cannot be used"
 
@@ -171,6 +179,7 @@ def _explanation(error: Exception) -> str:
 def _opened(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=True)
+    database.text_factory = _text
     try:
         _prepare(database)
     except BaseException:
@@ -178,6 +187,11 @@ def _opened(path: Path) -> sqlite3.Connection:
         raise
     path.chmod(0o600)
     return database
+
+
+def _text(stored: bytes) -> str:
+    """What is no UTF-8 is that of one record: it does not end the reading of the others."""
+    return stored.decode(errors="replace")
 
 
 def _prepare(database: sqlite3.Connection) -> None:

@@ -23,10 +23,16 @@ class Store(Protocol):
     """Records by kind and key."""
 
     async def get(self, kind: type[R], key: str) -> R | None:
-        """The record, or None."""
+        """The record, or None. Raises Unavailable, which names it, where it is damaged."""
 
     async def find(self, kind: type[R], model: str | None = None) -> list[R]:
-        """All records of a kind, in the order of their keys' insertion; of one model where it is named."""
+        """All records of a kind, in the order of their keys' insertion; of one model where it is named.
+
+        Damaged ones (`repository/decoding.py`) are left out.
+        """
+
+    async def count(self, kind: type[R], model: str | None = None) -> int:
+        """How many records `find` would give if none were damaged: for who concludes something from their absence."""
 
     async def insert(self, record: R) -> R:
         """Store a new record with revision 1. Raises Conflict when its key exists."""

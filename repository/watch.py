@@ -37,6 +37,10 @@ class Watch:
         self._store = store
         self._interval = interval
         self._subscribers: list[Subscriber] = []
+        self._failing: list[Subscriber] = []
+        """Those that could not take the catalog: they are told again at each look."""
+        self.followed = -1
+        """Revision of the last catalog that all subscribers took."""
         self._reading: _Reading | None = None
         """The one under way."""
         self._poked = asyncio.Event()
@@ -47,8 +51,8 @@ class Watch:
 
     @property
     def confirmed(self) -> bool:
-        """Whether the store said at the last look that the catalog is what it holds."""
-        return self.catalog.revision >= 0 and not self._away
+        """Whether the store said at the last look that the catalog is what it holds, and all subscribers took it."""
+        return self.catalog.revision >= 0 and not self._away and not self._failing
 
     def adopt(self, kept: Catalog) -> None:
         """Take a catalog that was kept from before, until the store can be read."""
@@ -126,18 +130,32 @@ class Watch:
             self.catalog = await _read(self._store)
             self._kept = False
             self._publish()
+        elif self._failing:
+            self._tell_all(self._failing)
 
     def _publish(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-        for subscriber in list(self._subscribers):
+        self._tell_all(self._subscribers)
+
+    def _tell_all(self, subscribers: list[Subscriber]) -> None:
+        for subscriber in list(subscribers):
             self._tell(subscriber)
+        if not self._failing:
+            self.followed = self.catalog.revision
 
     def _tell(self, subscriber: Subscriber) -> None:
+        failed_before = subscriber in self._failing
         try:
             subscriber(self.catalog)
         except Exception:
-            log.exception("subscriber_failed", subscriber=repr(subscriber))
+            if not failed_before:
+                log.exception("subscriber_failed", subscriber=repr(subscriber))
+                self._failing.append(subscriber)
+        else:
+            if failed_before:
+                log.info("subscriber_follows", subscriber=repr(subscriber), revision=self.catalog.revision)
+                self._failing.remove(subscriber)
 
     async def _look(self) -> None:
         """Refresh, and only log it once when that does not work."""

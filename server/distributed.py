@@ -30,7 +30,7 @@ from repository.watch import Watch
 from server import watching
 from server.composition import Composition
 from server.display import Display
-from server.first_key import first_key, key_and_try
+from server.first_key import first_key, key_and_try, tell_clients
 from server.home import Home
 from server.listen import bind
 from server.registering import register
@@ -115,7 +115,7 @@ class Distributed(Composition):
         display.say(f"  control  {self.control}{docs}")
         for line in watching.greeting(self.watched):
             display.say(line)
-        key_and_try(display, self.home, self.api_key, self.settings.samples)
+        key_and_try(display, self.home, self.api_key, self.told, self.settings.samples)
 
     async def _start(self) -> None:
         display = self._display
@@ -142,7 +142,9 @@ class Distributed(Composition):
         if chosen.samples:
             await register(self.home.folder, self.watch, self.commands, display.step, chosen.load_timeout_s)
         self.url, self.grpc = self.siblings.url, self.siblings.grpc
-        self.home.write_client(url=self.url, grpc=self.grpc, control=self.control, api_key=self.api_key, **self.watched)
+        self.told = tell_clients(
+            self.home, url=self.url, grpc=self.grpc, control=self.control, api_key=self.api_key, **self.watched
+        )
         display.step("starting gateways")
         self._stack.push_async_callback(self.siblings.stop)  # before all that they need
         await self.siblings.start()

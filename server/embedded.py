@@ -29,7 +29,7 @@ from repository.watch import Watch
 from server import docs
 from server.composition import Composition
 from server.display import Display
-from server.first_key import first_key, key_and_try
+from server.first_key import first_key, key_and_try, tell_clients
 from server.home import Home
 from server.listen import bind, http_server
 from server.pulse import Pulse
@@ -89,7 +89,7 @@ class Embedded(Composition):
         self.url = f"http://{authority(reached(settings.host), listener.getsockname()[1])}"
         self.grpc = authority(reached(settings.host), self.rpc.port)
         self.api_key = await first_key(self.home, self.verifier, self.commands)
-        self.home.write_client(url=self.url, grpc=self.grpc, control=self.url, api_key=self.api_key)
+        self.told = tell_clients(self.home, url=self.url, grpc=self.grpc, control=self.url, api_key=self.api_key)
 
     async def bring_up(self, display: Display) -> None:
         """Start; on a first start with the samples; ready when every wanted version is, or has failed."""
@@ -111,7 +111,7 @@ class Embedded(Composition):
         docs = f"      docs: {self.url}/docs" if self.settings.on_loopback else ""  # beyond it they ask for a key
         display.say(f"  REST     {self.url}{docs}")
         display.say(f"  gRPC     {self.grpc}")
-        key_and_try(display, self.home, self.api_key, "digits" in models)
+        key_and_try(display, self.home, self.api_key, self.told, "digits" in models)
 
     async def _settled(self, display: Display) -> None:
         def all_settled(_: Catalog) -> bool | None:

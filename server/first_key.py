@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 
-from core.errors import PenstockError
+import structlog
+
+from core.errors import PenstockError, Unavailable
 from core.identity import ADMIN, CODE, Verifier
 from repository.commands import Commands
 from server import samples
 from server.display import Display
 from server.home import CLIENT_TOML, Home
+
+log = structlog.get_logger(__name__)
 
 
 async def first_key(home: Home, verifier: Verifier, commands: Commands) -> str:
@@ -24,9 +28,19 @@ async def first_key(home: Home, verifier: Verifier, commands: Commands) -> str:
     return issued.secret
 
 
-def key_and_try(display: Display, home: Home, key: str, digits: bool) -> None:
-    """The end of a greeting: the key, and a line to try where there are `digits` to classify."""
-    display.say(f"  API key  {key}   (also in {home.folder / CLIENT_TOML})")
+def tell_clients(home: Home, **told: str) -> bool:
+    """Whether `client.toml` says it (`Home.write_client`): a disk that takes nothing keeps no server from serving."""
+    try:
+        home.write_client(**told)
+    except Unavailable as error:
+        log.warning("client.toml was not written: clients need address and key from the greeting", error=error.message)
+        return False
+    return True
+
+
+def key_and_try(display: Display, home: Home, key: str, told: bool, digits: bool) -> None:
+    """The end of a greeting: the key, whether clients were `told`, and a line to try where there are `digits`."""
+    display.say(f"  API key  {key}" + (f"   (also in {home.folder / CLIENT_TOML})" if told else ""))
     if digits:
         display.say("Try it, from another terminal:")
         display.say(f"  .venv/bin/penstock predict digits --input {home.folder / samples.REQUEST}")

@@ -238,7 +238,7 @@ class Gateway(Composition):
             sent=now,
             host=socket.gethostname(),
             pid=os.getpid(),
-            revision=self.watch.catalog.revision,
+            revision=self.watch.followed,
             ready=self.health.ready,
             open=self.routes.shares(now),
         )

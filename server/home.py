@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from core.errors import Conflict, Unavailable
 CLIENT_TOML = "client.toml"
 FORMER_KEYS = "former_keys"
 KEPT_KEYS = 8
+PRIVATE = 0o600
 
 
 class Home:
@@ -63,20 +65,40 @@ class Home:
     def write_client(
         self, *, url: str, grpc: str, control: str, api_key: str, jaeger: str = "", prometheus: str = ""
     ) -> None:
-        """`client.toml`, mode 0600, replaced whole; without a line for what is empty."""
+        """`client.toml`, mode 0600, replaced whole where it says something else; without a line for what is empty.
+
+        Raises Unavailable where the folder takes nothing; what stood there stands.
+        """
         lines = {"url": url, "grpc": grpc, "control": control, "api_key": api_key}
         lines |= {"jaeger": jaeger, "prometheus": prometheus}
         former = [key for key in self.api_keys() if key != api_key]
-        if former:
-            self._write(FORMER_KEYS, "".join(f"{key}\n" for key in former[:KEPT_KEYS]))
-        self._write(CLIENT_TOML, "".join(f'{name} = "{value}"\n' for name, value in lines.items() if value))
+        try:
+            if former:
+                self._write(FORMER_KEYS, "".join(f"{key}\n" for key in former[:KEPT_KEYS]))
+            self._write(CLIENT_TOML, "".join(f'{name} = "{value}"\n' for name, value in lines.items() if value))
+        except OSError as error:
+            raise _unusable(self.folder, error) from None
 
     def _write(self, name: str, text: str) -> None:
+        if self._says(name, text):
+            return
         partial = self.folder / f"{name}.partial"
         partial.unlink(missing_ok=True)
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-        partial.rename(self.folder / name)
+        try:
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE), "w") as file:
+                file.write(text)
+            partial.rename(self.folder / name)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def _says(self, name: str, text: str) -> bool:
+        """Whether the file is what it is to be: a full disk has room for no other, and needs none."""
+        try:
+            with (self.folder / name).open() as file:
+                return stat.S_IMODE(os.fstat(file.fileno()).st_mode) == PRIVATE and file.read() == text
+        except (OSError, UnicodeDecodeError):
+            return False
 
 
 def made(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from core.errors import Unavailable
 from core.identity import Principal, Verifier
+from repository.catalog import Catalog
 from repository.watch import Watch
 
 
@@ -12,10 +13,14 @@ class Keys(Verifier):
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
-        self._watch = watch
-        watch.subscribe(lambda catalog: self.replace(catalog.credentials()))
+        self._known = False
+        watch.subscribe(self._changed)
 
     def verify(self, credential: bytes | None) -> Principal:
-        if credential and self._watch.catalog.revision < 0:
+        if credential and not self._known:
             raise Unavailable("the repository does not answer yet, so keys are not known")
         return super().verify(credential)
+
+    def _changed(self, catalog: Catalog) -> None:
+        self.replace(catalog.credentials())
+        self._known = True

@@ -32,6 +32,9 @@ from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 
+SAY_AGAIN_S = 30.0
+"""Between two tries to write a state, at most."""
+
 Endpoint = Worker | Child
 Opened = Callable[[Version, Endpoint], Awaitable[None]]
 Closing = Callable[[str, int], Awaitable[None]]
@@ -144,7 +147,7 @@ class Host:
         version = held.version
         place = (version.model, version.version)
         try:
-            await self._states.say(version, LOADING)
+            await self._states.say(version, LOADING, best_effort=True)
             async with self._slots:
                 note = await self._bring_up(held)
         except BaseException as error:
@@ -156,12 +159,25 @@ class Host:
             if isinstance(error, Unavailable) or not isinstance(error, Exception):
                 raise
             self._failed[place] = version.attempt
-            await self._states.say(version, UNAVAILABLE, refusal(version, error))
+            reason = refusal(version, error)
+            await self._say(version, UNAVAILABLE, reason, lambda: self._failed.get(place) == version.attempt)
             return
         held.phase = READY
         self._failed.pop(place, None)
-        await self._states.say(held.version, READY, note)
         log.info("version ready", model=version.key, note=note)
+        await self._say(held.version, READY, note, lambda: held.phase == READY)
+
+    async def _say(self, version: Version, state: str, reason: str, still: Callable[[], bool]) -> None:
+        """Until it is written, as long as it is `still` so: a disk that is full keeps nothing from being served, and
+        has room again some time."""
+        wait = self._settings.poll_interval_s
+        while still():
+            try:
+                await self._states.say(version, state, reason)
+                return
+            except Unavailable:
+                await asyncio.sleep(wait)
+            wait = min(2 * wait, SAY_AGAIN_S)
 
     async def _bring_up(self, held: _Held) -> str:
         """Load, complete the record, open; returns what the pusher should know."""

@@ -71,7 +71,7 @@ class Open(NamedTuple):
 
 
 class Fail(NamedTuple):
-    """It cannot be served: say so, take it away, remember the attempt."""
+    """It cannot be served: say so of that attempt, take it away, remember the attempt."""
 
     version: Version
     attempt: int
@@ -116,7 +116,8 @@ def plan(
     for place in sorted(held.keys() & want - taken):
         version = catalog.version(*place)
         if version is not None and not actual.applications[place].leaving:
-            step = _further(version, held[place], specs[place], actual, catalog.states.get(place), patience_s)
+            beats = [beat for beat in actual.replicas.get(place, ()) if not _over(beat, version, failed)]
+            step = _further(version, held[place], specs[place], actual, beats, catalog.states.get(place), patience_s)
             actions += [] if step is None else [step]
     return actions
 
@@ -162,16 +163,28 @@ def listed(gateway: GatewayBeat) -> set[Place]:
     return {(share.model, share.version) for share in gateway.open}
 
 
+def _over(beat: ReplicaBeat, version: Version, failed: Mapping[Place, int]) -> bool:
+    """Whether a replica speaks of an attempt that failed and was taken away: it is heard for a moment yet, while the
+    next one loads. Else a replica of an earlier attempt speaks for what is there: nobody starts anew what loads or
+    serves because it is asked for once more."""
+    return beat.attempt != version.attempt and beat.attempt <= failed.get(_place(version), 0)
+
+
 def _further(
-    version: Version, phase: str, spec: Spec, actual: Actual, state: VersionState | None, patience_s: float
+    version: Version,
+    phase: str,
+    spec: Spec,
+    actual: Actual,
+    beats: Sequence[ReplicaBeat],
+    state: VersionState | None,
+    patience_s: float,
 ) -> Deploy | Open | Fail | Say | None:
     place = _place(version)
     application = actual.applications[place]
-    beats = actual.replicas.get(place, ())
     ready = [beat for beat in beats if beat.state == READY]
     if ready and (phase == LOADING or state is None or state.state != READY):
         return Open(version, ready[0])
-    if phase == LOADING and (failure := _failure(version, actual, patience_s)) is not None:
+    if phase == LOADING and (failure := _failure(version, actual, beats, patience_s)) is not None:
         return failure
     if application.spec != spec:
         return Deploy(version, spec, fresh=False)
@@ -183,9 +196,9 @@ def _further(
     return None
 
 
-def _failure(version: Version, actual: Actual, patience_s: float) -> Fail | None:
+def _failure(version: Version, actual: Actual, beats: Sequence[ReplicaBeat], patience_s: float) -> Fail | None:
     place = _place(version)
-    refused = next((beat for beat in actual.replicas.get(place, ()) if beat.state == FAILED), None)
+    refused = next((beat for beat in beats if beat.state == FAILED), None)
     if refused is not None:
         return Fail(version, refused.attempt, refused.reason)
     if actual.applications[place].failed:

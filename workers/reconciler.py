@@ -19,6 +19,7 @@ from contextlib import suppress
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 from prometheus_client.core import Metric
 
 from core import telemetry
@@ -260,12 +261,16 @@ class Reconciler:
         log.info("version ready", model=version.key, note=beat.note)
 
     async def _fail(self, action: Fail) -> None:
-        version = action.version
+        """Who has asked for another attempt meanwhile waits on: this says nothing of that one, which comes next."""
+        version = replace(action.version, attempt=action.attempt)
         place = (version.model, version.version)
-        self._failed[place] = action.attempt
+        asked_again = action.version.attempt != action.attempt
+        if not asked_again:
+            self._failed[place] = action.attempt
         await self._mandate.say(version, UNAVAILABLE, action.reason)
         log.warning("version not loaded", model=version.key, reason=action.reason)
         await self._remove(place)
+        self._failed[place] = action.attempt
 
     async def _let_go(self, place: Place) -> None:
         """Routes first, then the queue, then the replicas: each step waits for the one before."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -48,6 +49,7 @@ ANSWER_S = 10.0
 CONNECT_S = 5.0
 LEAVE_S = 10.0
 STOP_LOOK_S = 0.1
+NUMBER = re.compile(r"-?[0-9]{1,19}\Z")
 NEVER_CALLED = 100
 """Requests at one time that Serve may send to a replica: none ever comes that way."""
 
@@ -128,9 +130,10 @@ def name_of(model: str, version: int) -> str:
 
 
 def place_of(name: str) -> Place | None:
-    """The version of an application; None for one that is not ours."""
+    """The version of an application, be it a number that no version has: such a one is nobody's, and is taken away.
+    None for one that is not ours."""
     model, dot, number = name.rpartition(".")
-    return (model, int(number)) if dot and model and number.isdecimal() else None
+    return (model, int(number)) if dot and model and NUMBER.match(number) else None
 
 
 def _deployment(spec: Spec, stop_s: float) -> Any:

@@ -11,8 +11,9 @@ import pytest
 from control.api import is_upload
 from core.settings import Settings
 from repository.architectures import ARCHITECTURES
+from repository.records import ApiKey, Version
 from tests.control.site import Site, site_in, stored, upload
-from tests.repository.scripted import eventually
+from tests.repository.scripted import eventually, put_raw
 
 SIGNATURE = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
@@ -147,6 +148,25 @@ async def test_what_is_no_form_is_refused(site: Site, content: bytes) -> None:
         ):
             answer = await client.post("models/m/versions", content=content, headers={"Content-Type": media})
             assert (answer.status_code, set(answer.json())) == (status, {"error"})
+
+
+async def test_a_damaged_record_is_nobody_elses_trouble(site: Site) -> None:
+    """Models are listed, keys made, and only who asks for the record hears of it, by its name."""
+    evil = {"model": "evil", "version": 1, "owner": "o", "format": "nope", "digest": "0" * 64, "size": 1}
+    evil |= {"signature": {"inputs": [], "outputs": []}, "max_batch": 1, "default_deadline_ms": 1, "queue_bound": 1}
+    async with site.client() as client:
+        await client.post("models/m/versions", files=upload(b"1"))
+        await put_raw(site.bench.store, Version, "evil/1", json.dumps(evil | {"created": 0.0}), "evil")
+        await put_raw(site.bench.store, ApiKey, "deadbeefdead", "{")
+        for path in ("models", "status", "keys"):
+            answer = await client.get(path)
+            assert (path, answer.status_code) == (path, 200)
+            assert "evil" not in answer.text
+        assert (await client.post("keys", json={"name": "new"})).status_code == 201
+        asked = await client.get("models/evil/versions/1")
+        changed = await client.put("models/evil/versions/1/tags", json={"a": "b"})
+        assert (asked.status_code, changed.status_code) == (404, 503)
+        assert changed.json()["error"] == "the version 'evil/1' in the repository is damaged"
 
 
 async def test_code_needs_server_grant_and_word(site: Site, tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.snapshot import CONFIRM_S, Snapshot, since_boot
 from repository.catalog import Catalog, catalog
@@ -105,6 +109,42 @@ async def test_one_that_an_earlier_release_kept_is_believed(snapshot: Snapshot, 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"\xff" * 100])
 def test_a_damaged_file_is_no_file(snapshot: Snapshot, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "snapshot").write_bytes(content)
+    assert snapshot.load() is None
+
+
+async def changed(snapshot: Snapshot, file: Path, changes: Mapping[str, object]) -> None:
+    await snapshot.keep(MADE)
+    file.write_bytes(msgspec.msgpack.encode(msgspec.msgpack.decode(file.read_bytes()) | dict(changes)))
+
+
+WRONG: list[Mapping[str, object]] = [
+    {"revision": -7},
+    *[{name: value} for name in ("up", "confirmed") for value in (math.nan, math.inf, -math.inf)],
+    {"up": math.nan, "boot": "another boot"},
+    {"deployments": [{"model": "m", "replicas": -5}]},
+    {"keys": [msgspec.to_builtins(KEY) | {"digest": "zz"}]},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+async def test_what_no_gateway_has_kept_is_not_believed(
+    snapshot: Snapshot, tmp_path: Path, wrong: Mapping[str, object]
+) -> None:
+    """A time that is none would never be old."""
+    await changed(snapshot, tmp_path / "snapshot", {"revision": 8})
+    assert snapshot.load() is not None
+    await changed(snapshot, tmp_path / "snapshot", wrong)
+    with capture_logs() as logs:
+        assert snapshot.load() is None
+    assert [line["event"] for line in logs] == ["snapshot not readable"]
+
+
+def test_what_is_no_file_is_not_waited_for(snapshot: Snapshot, tmp_path: Path) -> None:
+    """A pipe that nobody writes to, a folder."""
+    os.mkfifo(tmp_path / "snapshot")
+    assert snapshot.load() is None
+    (tmp_path / "snapshot").unlink()
+    (tmp_path / "snapshot").mkdir()
     assert snapshot.load() is None
 
 

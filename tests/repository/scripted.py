@@ -18,7 +18,8 @@ from repository.artifacts import FileArtifacts
 from repository.catalog import Catalog, Place
 from repository.commands import Commands
 from repository.manifest import Manifest, parse
-from repository.records import LOADING, READY, UNAVAILABLE, Signature, TensorSpec, Version, VersionState
+from repository.records import LOADING, READY, UNAVAILABLE, Record, Signature, TensorSpec, Version, VersionState
+from repository.sqlite import SqliteStore
 from repository.store import Artifacts, Store
 from repository.wanted import wanted
 from repository.watch import Watch
@@ -195,6 +196,29 @@ async def bench_of(store: Store, artifacts: Artifacts, settings: Settings = SETT
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def put_raw(store: Store, kind: type[Record], key: str, body: str, model: str = "") -> None:
+    """Store a record as other hands may have left it, and count that."""
+    if isinstance(store, SqliteStore):
+        database, row = store._database, (kind.kind, key, model, 1, 1, body.encode())
+        await store._run(lambda: database.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?)", row))
+        await store._run(lambda: database.execute("UPDATE clock SET revision = revision + 1"))
+        return
+    name = f"{kind.kind}/{key}"
+    fields = {"kind": kind.kind, "model": model, "seq": 1, "revision": 1, "gone": False, "mark": "", "body": body}
+    at: Any = store
+    await at._records.replace_one({"_id": name}, fields, upsert=True)
+    await at._clock.update_one({"_id": "clock"}, {"$inc": {"revision": 1}})
+
+
+async def clock_says(store: Store, revision: object) -> None:
+    if isinstance(store, SqliteStore):
+        database = store._database
+        await store._run(lambda: database.execute("UPDATE clock SET revision = ?", (revision,)))
+        return
+    at: Any = store
+    await at._clock.update_one({"_id": "clock"}, {"$set": {"revision": revision}})
 
 
 async def files_of(artifacts: Artifacts) -> set[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+from msgspec.structs import replace
+from structlog.testing import capture_logs
+
 from core.identity import Principal, digest_of
 from repository.catalog import Catalog, catalog
 from repository.records import Alias, ApiKey, Deployment
@@ -79,10 +83,22 @@ def test_credentials_are_those_of_keys_not_revoked() -> None:
         created=1.0,
         expires=9.0,
     )
-    revoked = ApiKey(key_id="b", name="n", owner="o", role="admin", digest="00", created=1.0, revoked=True)
+    revoked = ApiKey(key_id="b", name="n", owner="o", role="admin", digest="00" * 32, created=1.0, revoked=True)
     (credential,) = catalog(1, keys=[key, revoked]).credentials()
     assert credential.principal == Principal("0123456789ab", "n", "o", "deploy", ("a*",), frozenset({"code"}))
     assert (credential.digest, credential.expires) == (digest_of("psk"), 9.0)
+
+
+@pytest.mark.parametrize("wrong", [{"digest": "zz"}, {"role": "god"}], ids=str)
+def test_a_key_that_cannot_be_read_lets_nobody_in_and_stands_in_nobodys_way(wrong: dict[str, str]) -> None:
+    """The others are as ever; it is named in the log once."""
+    good = ApiKey(key_id="good", name="n", owner="o", role="predict", digest="00" * 32, created=1.0)
+    bad = replace(good, key_id=f"bad-{'-'.join(wrong)}", **wrong)
+    with capture_logs() as logs:
+        for _ in range(3):
+            (credential,) = catalog(1, keys=[bad, good]).credentials()
+            assert credential.principal.key_id == "good"
+    assert [(line["event"], line["key_id"]) for line in logs] == [("key_unreadable", bad.key_id)]
 
 
 def test_an_empty_catalog_answers_everything() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bson.datetime_ms import DatetimeMS
 from msgspec.structs import replace
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -170,6 +171,44 @@ async def test_a_damaged_record_is_unavailable(kept: MongoStore, mongo: Mongo) -
     with pytest.raises(Unavailable, match="damaged"):
         await kept.get(Counter, "a")
     assert await kept.get(Counter, "b") is not None
+
+
+async def test_a_document_that_is_no_record_stands_in_nobodys_way(kept: MongoStore, mongo: Mongo) -> None:
+    """Whatever it has, or lacks: an id, a body, a type."""
+    good = await kept.insert(Counter(model="m", last=1))
+    whole = {"kind": "counter", "gone": False, "mark": "", "seq": 1, "revision": 1, "model": "m"}
+    body = '{"model": "x", "last": 1}'
+    for odd in (
+        {"_id": "counter/nobody"},
+        {"_id": "counter/x", "body": 7},
+        {"_id": "counter/bytes", "body": b"\xff"},
+        {"_id": "counter/date", "body": DatetimeMS(1 << 60)},
+        {"_id": "counter/later", "body": body, "seq": DatetimeMS(1 << 60)},
+        {"_id": 7, "body": body},
+        {"_id": {"a": 1}, "body": body},
+        {"_id": "x", "body": body},
+    ):
+        await mongo.collection("records").insert_one(whole | odd)
+    with capture_logs() as logs:
+        assert await kept.find(Counter) == [good]
+    assert {line["event"] for line in logs} == {"record_damaged"}
+    with pytest.raises(Unavailable, match="counter 'x'"):
+        await kept.get(Counter, "x")
+
+
+@pytest.mark.parametrize("odd", [{}, {"gone": "yes"}, {"gone": None}, {"gone": True, "mark": ""}, {"gone": 1}], ids=str)
+async def test_a_mark_that_no_writer_leaves_is_passed_over(kept: MongoStore, mongo: Mongo, odd: Document) -> None:
+    """It is neither counted nor removed, look after look, and who would take its place is told so."""
+    await kept.insert(Counter(model="m", last=1))
+    await mongo.collection("records").insert_one({"_id": "counter/n", "kind": "counter", "mark": "zz"} | odd)
+    later = Later()
+    poller = MongoStore(mongo, later)
+    for _ in range(4):
+        assert await poller.revision() == 1
+        later.now += SETTLE_S
+    with pytest.raises((Conflict, Unavailable), match="counter 'n'"):
+        await kept.insert(Counter(model="n", last=1))
+    assert await mongo.collection("records").count_documents({"_id": "counter/n"}) == 1
 
 
 URLS = [

@@ -76,6 +76,31 @@ async def test_damage_found_later_is_unavailable(tmp_path: Path) -> None:
     await store.close()
 
 
+async def test_text_that_is_none_ends_no_reading(tmp_path: Path) -> None:
+    """SQLite keeps any bytes as text: those of one record are not in the way of the others."""
+    path = tmp_path / "records.sqlite"
+    store = await SqliteStore.open(path)
+    good = await store.insert(Counter(model="a", last=1))
+    await store.insert(Counter(model="b", last=1))
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE records SET body = CAST(X'FF7B' AS TEXT), key = CAST(X'FF' AS TEXT) WHERE key = 'b'")
+    database.close()
+    assert await store.find(Counter) == [good]
+    await store.close()
+
+
+async def test_a_clock_that_is_gone_is_unavailable(tmp_path: Path) -> None:
+    """A sentence, not a traceback."""
+    path = tmp_path / "records.sqlite"
+    store = await SqliteStore.open(path)
+    with sqlite3.connect(path) as database:
+        database.execute("DELETE FROM clock")
+    database.close()
+    with pytest.raises(Unavailable, match="clock is damaged"):
+        await store.revision()
+    await store.close()
+
+
 async def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
     """Key digests stand in it: nobody else reads it."""
     store = await SqliteStore.open(tmp_path / "deep" / "records.sqlite")

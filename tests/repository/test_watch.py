@@ -109,6 +109,32 @@ async def test_a_subscriber_that_raises_disturbs_nobody(watch: Watch, store: Sto
     assert {line["event"] for line in logs} == {"subscriber_failed"}
 
 
+async def test_a_subscriber_that_could_not_take_a_catalog_is_told_again(watch: Watch, store: Store) -> None:
+    """At each look, though nothing has changed since; until then nothing is confirmed, and the catalog not followed.
+    Others are not told twice, and the log is not filled."""
+    told: list[int] = []
+    broken = True
+
+    def moody(catalog: Catalog) -> None:
+        if broken:
+            raise RuntimeError("broken")
+
+    await watch.refresh()
+    assert (watch.confirmed, watch.followed) == (True, 0)
+    with capture_logs() as logs:
+        watch.subscribe(lambda catalog: told.append(catalog.revision))
+        watch.subscribe(moody)
+        await store.insert(a_version())
+        for _ in range(3):
+            await watch.refresh()
+        assert (watch.catalog.revision, watch.confirmed, watch.followed) == (1, False, 0)
+        broken = False
+        await eventually(lambda: watch.confirmed)
+    assert watch.followed == 1
+    assert told == [0, 1]
+    assert [line["event"] for line in logs] == ["subscriber_failed", "subscriber_follows"]
+
+
 async def test_an_absent_store_keeps_the_last_catalog_and_is_logged_once(
     watch: Watch, moody: Any, store: Store
 ) -> None:

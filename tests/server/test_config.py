@@ -59,6 +59,98 @@ def test_wrong_values_are_named(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert captured.err.count("\n") == 1
 
 
+FAR = ["inf", "-inf", "nan", "1e30", "12345678901234567890"]
+NUMBERS = [
+    name
+    for name, field in Settings.model_fields.items()
+    if name.endswith(("_s", "_ms")) or (field.annotation in (int, float) and not name.endswith("_bytes"))
+]
+
+
+@pytest.mark.parametrize("value", FAR)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_beyond_all_measure_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """Not only where it overflows, in the middle of something else."""
+    monkeypatch.setenv(f"PENSTOCK_{name.upper()}", value)
+    with pytest.raises(InvalidRequest, match=f"^PENSTOCK_{name.upper()}: "):
+        settings.load()
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name.endswith("_bytes")])
+def test_a_size_beyond_what_a_machine_counts_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"PENSTOCK_{name.upper()}", str(1 << 63))
+    with pytest.raises(InvalidRequest, match=f"^PENSTOCK_{name.upper()}: "):
+        settings.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("METRICS_BUCKETS_MS", "abc", "it is no json, not 'abc'"),
+        ("METRICS_BUCKETS_MS", "[" * 100_000, "it is no json"),
+        ("METRICS_BUCKETS_MS", "[1, 2, 2]", "each bound is more than the one before"),
+        ("METRICS_BUCKETS_MS", "[2, 1]", "each bound is more than the one before"),
+        ("METRICS_BUCKETS_MS", "[]", "there is one at least"),
+        ("METRICS_BUCKETS_MS", "[0, 1]", "greater than 0"),
+        ("METRICS_BUCKETS_MS", "[1, Infinity]", "finite"),
+        ("METRICS_BUCKETS_MS", "7", "valid tuple"),
+        ("TRACE_RATIOS", '{"a":', "it is no json"),
+        ("TRACE_RATIOS", '{"a": 2}', "less than or equal to 1"),
+        ("TRACE_RATIOS", '{"a": NaN}', "finite"),
+        ("TRACE_RATIOS", "0.5", "valid dictionary"),
+    ],
+)
+def test_a_value_of_several_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+    """By its variable, in one line."""
+    monkeypatch.setenv(f"PENSTOCK_{name}", value)
+    with pytest.raises(InvalidRequest) as caught:
+        settings.load()
+    assert caught.value.message.startswith(f"PENSTOCK_{name}: ")
+    assert said in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+def test_values_of_several_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JSON."""
+    monkeypatch.setenv("PENSTOCK_METRICS_BUCKETS_MS", "[1, 2.5]")
+    monkeypatch.setenv("PENSTOCK_TRACE_RATIOS", '{"digits": 0.1}')
+    read = settings.load()
+    assert (read.metrics_buckets_ms, read.trace_ratios) == ((1.0, 2.5), {"digits": 0.1})
+
+
+BROKERS = ["amqp://h", "amqps://u:p@h:5671/vhost", "amqp://u:p%40@[::1]:5672/%2F?heartbeat=5"]
+NO_BROKERS = [
+    "amqp://u:hunter2@h:notaport/",
+    "amqp://u:hunter2@[::1",
+    "hunter2",
+    "amqp://",
+    "amqp://u:hunter2@:5672/",
+    "amqp://u:hunter2@h:99999/",
+    "amqp://u:hunter2@h:0/",
+    "http://u:hunter2@h/",
+]
+
+
+@pytest.mark.parametrize("url", BROKERS)
+def test_a_broker_has_a_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("PENSTOCK_AMQP_URL", url)
+    assert settings.load().amqp_url == url
+
+
+@pytest.mark.parametrize("url", NO_BROKERS)
+def test_what_is_no_url_of_a_brokers_is_refused_without_being_repeated(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """At the start, by the name of its setting: nobody tries it for ever."""
+    monkeypatch.setenv("PENSTOCK_AMQP_URL", url)
+    with pytest.raises(InvalidRequest, match=r"^PENSTOCK_AMQP_URL: it is no url of a broker's") as caught:
+        settings.load()
+    assert "hunter2" not in caught.value.message
+    with pytest.raises(ValidationError) as direct:
+        Settings(amqp_url=url)
+    assert "hunter2" not in str(direct.value)
+
+
 SECRET_URL = "mongodb://penstock:hunter2@db.example/?tlsCertificateKeyFilePassword=hunter2"
 
 

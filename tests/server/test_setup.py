@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from core.errors import Conflict, InvalidRequest, PenstockError, Unavailable
 from core.identity import ADMIN, DEPLOY, OBSERVE, PREDICT, Verifier
@@ -17,6 +18,7 @@ from core.settings import Settings
 from repository.artifacts import FileArtifacts
 from repository.records import READY
 from repository.sqlite import SqliteStore
+from server.first_key import tell_clients
 from server.home import Home
 from server.setup import Addresses, set_up
 from tests.repository.scripted import Bench, bench_of
@@ -92,6 +94,28 @@ async def test_a_folder_that_serves_two_repositories_in_turn_finds_its_keys_agai
     assert len((await elsewhere.watch.refresh()).credentials()) == 1
     kept = settings.home / "former_keys"
     assert (len(kept.read_text().splitlines()), stat.S_IMODE(kept.stat().st_mode)) == (2, 0o600)
+
+
+async def test_a_folder_that_takes_nothing_keeps_what_it_has(settings: Settings, elsewhere: Bench) -> None:
+    """What is the same is not written again, so that a server starts on a full disk; it says what it could not write,
+    and goes on. A setup, which is there for that, fails in one sentence."""
+    bare = settings.model_copy(update={"samples": False})
+    await set_up(bare, HERE, silent)
+    told = client(settings)
+    for name in ("client.toml", "former_keys"):
+        (settings.home / f"{name}.partial").mkdir()
+    files = sorted(settings.home.iterdir())
+    await set_up(bare, HERE, silent)
+    with pytest.raises(Unavailable, match="cannot be used: Is a directory"):
+        await set_up(bare, HERE._replace(url="http://elsewhere:80"), silent)
+    home = Home(settings.home)
+    with capture_logs() as logs:
+        assert tell_clients(home, **told)
+        assert not tell_clients(home, **told | {"api_key": "another"})
+    home.release()
+    assert [line["log_level"] for line in logs] == ["warning"]
+    assert client(settings) == told
+    assert sorted(settings.home.iterdir()) == files
 
 
 async def test_prometheus_gets_a_key_that_does_nothing_else(settings: Settings, elsewhere: Bench) -> None:

@@ -57,6 +57,20 @@ def test_serve_waits_that_long_and_another_time_restarts_no_replica() -> None:
     assert json.loads(found.stdout) == [27.0, False, True]
 
 
+NAMES = """
+import json
+from workers.serving import place_of
+
+print(json.dumps([place_of(name) for name in ("a.b.7", "m.-7", "m.0", "m", ".7", "m.x", "m.7x", "m.\u0667")]))
+"""
+
+
+def test_an_application_is_a_versions_by_its_name() -> None:
+    """Also by a number that no version has: nobody wants it, so it is taken away."""
+    found = subprocess.run([sys.executable, "-c", NAMES], stdout=subprocess.PIPE, check=True, timeout=120)
+    assert json.loads(found.stdout) == [["a.b", 7], ["m", -7], ["m", 0], None, None, None, None, None]
+
+
 async def test_what_may_take_longer_than_the_setting_is_answered_before_it_leaves(
     amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

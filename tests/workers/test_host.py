@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -143,6 +144,33 @@ async def test_a_new_version_is_ready_before_the_old_one_goes(plant: Plant) -> N
     await plant.until_state(2, READY)
     assert plant.told == ["open 1", "open 2", "close 1"]
     assert await plant.ask(2, 4) == 8
+
+
+async def test_a_full_disk_keeps_nothing_from_being_served(plant: Plant) -> None:
+    """A server that starts on one loads what it had; how that went is written as soon as there is room, a failure
+    likewise."""
+    await plant.push(doubler(plant.folder))
+    await plant.until_state(1, READY)
+    await plant.host.stop()
+    await plant.store.replace(msgspec.structs.replace(await plant.until_state(1, READY), state=LOADING))
+    broken = plant.folder / "broken.onnx"
+    broken.write_bytes(b"no model")
+    await plant.push(broken, 2)
+    with sqlite3.connect(plant.folder / "store.db") as database:
+        database.execute("CREATE TRIGGER f BEFORE UPDATE ON clock BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+    plant.host = plant.new_host()
+    await plant.host.start()
+    async with asyncio.timeout(BOUND_S):
+        while plant.host.unsettled() or ("m", 1) not in plant.open:
+            await asyncio.sleep(0.005)
+    assert await plant.ask(1, 4) == 8
+    states = [await plant.state(number) for number in (1, 2)]
+    assert [state and state.state for state in states] == [LOADING, None]
+    with database:
+        database.execute("DROP TRIGGER f")
+    database.close()
+    await plant.until_state(1, READY)
+    await plant.until_state(2, UNAVAILABLE)
 
 
 async def test_a_version_that_fails_leaves_the_old_one_serving(plant: Plant) -> None:

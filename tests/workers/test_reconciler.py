@@ -41,6 +41,9 @@ class Site:
     def __init__(self, folder: Path, keeps: int, poll_interval_s: float = 0.01) -> None:
         self.settings = Settings(home=folder, poll_interval_s=poll_interval_s, drain_timeout_s=0.2, load_timeout_s=0.1)
         self.done: list[str] = []
+        self.said: list[tuple[str, int]] = []
+        """States and the attempts that they answer."""
+        self.looks = 0
         self.running: dict[Place, Application] = {}
         self.queued = 0
         self.ends_s = 0.0
@@ -73,6 +76,7 @@ class Runs:
         return dict(self._site.running)
 
     async def cluster(self) -> Cluster:
+        self._site.looks += 1
         return Cluster([Node({"CPU": 4.0}, {"CPU": 4.0})], [])
 
     async def deploy(self, version: Version, spec: Spec) -> None:
@@ -122,6 +126,7 @@ class Noted:
     def _note(self, record: Record) -> None:
         if isinstance(record, VersionState):
             self._site.note(record.state)
+            self._site.said.append((record.state, record.attempt))
         elif isinstance(record, Version) and self._site.running:
             self._site.note("complete")
 
@@ -150,6 +155,7 @@ class Story(NamedTuple):
     beat: str = ""
     wanted: str = AUTO
     outputs: bool = True
+    attempt: int = 1
 
 
 STORIES = {
@@ -168,7 +174,7 @@ async def reconciling(
 ) -> AsyncIterator[Site]:
     site = Site(folder, keeps, **settings)
     site.failures = failures
-    whole = version(wanted=story.wanted)
+    whole = version(wanted=story.wanted, attempt=story.attempt)
     made = whole if story.outputs else msgspec.structs.replace(whole, signature=Signature(whole.signature.inputs, ()))
     store, artifacts = await open_repository(site.settings)
     await store.insert(made)
@@ -242,6 +248,20 @@ async def test_what_is_deployed_and_never_heard_fails(tmp_path: Path, monkeypatc
     story = Story(["LOADING", "deploy", "UNAVAILABLE", "delete", "delete queues"], runs=False)
     async with reconciling(tmp_path, story, 99) as site:
         await until(lambda: site.done == story.does)
+
+
+async def test_a_failure_answers_the_attempt_that_failed(tmp_path: Path) -> None:
+    """Who asked for another one while the first still loaded gets that one's answer: it is made once, and the replica
+    that failed, which is heard for a moment yet, says nothing of it."""
+    story = Story(
+        ["UNAVAILABLE", "delete", "delete queues", "LOADING", "deploy"], state=LOADING, beat=FAILED, attempt=2
+    )
+    async with reconciling(tmp_path, story, 99) as site:
+        await until(lambda: len(site.done) >= len(story.does))
+        looks = site.looks
+        await until(lambda: site.looks > looks + 2)
+        assert site.done == story.does
+        assert site.said == [("UNAVAILABLE", 1), ("LOADING", 2)]
 
 
 async def test_queues_stay_until_the_last_replica_has_drained(tmp_path: Path) -> None:
