@@ -84,7 +84,7 @@ FLEETS = ((1, 1), (2, 1), (2, 2), (4, 2), (8, 4))
 
 
 def against_fixed(scene: Scene, size: Size, loads: tuple[float, ...] = LOADS, gateway: Gateways = OURS) -> Row:
-    """The worst of the loads. The fixed settings have no margin for what is not simulated; so what ours costs is told too."""
+    """The worst of the loads. Fixed settings keep no margin for what is not simulated: what ours costs is told too."""
     found, bold = {}, {}
     late = 0.0
     for load in loads:

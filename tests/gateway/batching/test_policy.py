@@ -133,7 +133,8 @@ class Trace:
         assert decision.wake == (live if live < NEVER else 0)
 
     def check_order(self, batch: Formed, led: bool) -> None:
-        """Priority, then earliest deadline within the leading tenant (`led`: it is still aboard); and within lanes."""
+        """Priority, then earliest deadline within the leading tenant (`led`: it is still aboard); and within lanes,
+        where only who does not fit any more is passed over."""
         leader = batch.entries[0]
         assert level_of(leader.priority) == min(level_of(entry.priority) for entry in self.waiting)
         rank = {entry: (due(entry), number) for entry, number in self.waiting.items()}
@@ -143,7 +144,8 @@ class Trace:
             self.waiting.pop(member)
         for member in batch.entries:
             behind = [e for e in self.waiting if line(e) == line(member) and e.key == member.key]
-            assert all(rank[member] < rank[other] for other in behind)
+            passed = [other for other in behind if rank[other] < rank[member]]
+            assert not led or all(batch.rows + other.rows > self.policy.queue.capacity for other in passed)
 
     def check_batch(self, batch: Formed, start: int, led: bool) -> None:
         estimate, members = self.policy.estimate, batch.entries
