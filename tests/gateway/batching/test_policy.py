@@ -319,6 +319,29 @@ def test_the_tightest_gives_way_where_it_would_cost_others_their_deadlines() -> 
     assert decision.batch.rows == 7
 
 
+def test_the_small_fill_up_what_a_large_one_does_not_fit_into() -> None:
+    """Five rows, then four, then three: the four wait, and lead the next batch."""
+    subject = policy(8)
+    first, large, small = entry(5, within=10 * MS), entry(4, within=20 * MS), entry(3, within=30 * MS)
+    for new in (first, large, small):
+        subject.add(new)
+    assert send(subject).entries == [first, small]
+    assert send(subject).entries == [large]
+
+
+def test_a_part_of_a_batch_keeps_its_distance_where_several_workers_share() -> None:
+    """Of two workers one is free; four rows took 12 ms of two: the next few leave after 6 ms, a full batch at once."""
+    subject = policy(8, fixed_ms=8, row_ms=1)
+    for _ in range(4):
+        subject.add(entry(within=1000 * MS))
+    assert subject.decide(0, 3, 2, punctual=True).batch is not None
+    subject.add(entry(within=1000 * MS))
+    assert subject.decide(MS, 3, 2, punctual=True) == (None, [], 6 * MS)
+    for _ in range(7):
+        subject.add(entry(within=1000 * MS))
+    assert subject.decide(MS, 3, 2, punctual=True).batch is not None
+
+
 def test_nobody_gives_way_in_vain() -> None:
     """A higher priority aboard leaves no room for the three rows anyhow: the tight one of their priority stays."""
     subject = policy(8, fixed_ms=2, row_ms=1)
