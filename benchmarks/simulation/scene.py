@@ -16,7 +16,6 @@ TARGET = 5.0
 """Deadlines, in full batches."""
 SHORTEST = 20
 """Deadlines that a run lasts, however few requests that would take."""
-SETTLED_S = 1.2
 EMBEDDED_HOP_S, BROKER_HOP_S = 0.0001, 0.0005
 HEAVY = "heavy-tailed rows"
 """Poisson arrivals whose requests bring 1 to a whole batch of rows, by a Pareto law of exponent 1.2."""
@@ -62,8 +61,8 @@ class Scene(NamedTuple):
 
     @property
     def warm_s(self) -> float:
-        """Not counted: eight deadlines, in which a backlog settles, and what it takes a replica to see its messages."""
-        return max(8 * self.target_s, SETTLED_S)
+        """Not counted: eight deadlines, in which a backlog settles."""
+        return 8 * self.target_s
 
     @property
     def seconds(self) -> float:

@@ -130,7 +130,7 @@ class Trial(NamedTuple):
 WINDOWS = (
     Trial("production", penstock.Gateway),
     Trial("all sent at once", Prompt),
-    Trial("window of 2 a replica", penstock.Gateway, window=2.0),
+    Trial("window of 1.5 a replica", penstock.Gateway, window=1.5),
     Trial("window of 1, all sent at once", Prompt, window=1.0),
     Trial("window of 3, all sent at once", Prompt, window=3.0),
     Trial("no distance between batches", Close),
@@ -150,6 +150,7 @@ SCENES = (
     Scene("bursty, CV² 16", load=0.9, target=2.5),
     Scene(load=1.2, replicas=4, gateways=2),
     Scene(load=3.0, replicas=4, gateways=2),
+    Scene(load=1.0, replicas=4, gateways=2, target=2.5),
     Scene(load=1.2, replicas=4, gateways=2, target=2.5),
 )
 

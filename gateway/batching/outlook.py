@@ -15,9 +15,8 @@ from typing import Protocol
 
 from gateway.batching.estimate import Estimate, percentile
 
-PER_REPLICA = 1.5
-"""Batches in flight for each worker, over all gateways: one that runs, and for every other one the next on its way.
-With two for each a batch is dealt to a busy worker while another is idle (docs/batching.md)."""
+PER_REPLICA = 2
+"""Batches in flight for each worker, over all gateways: one that runs, and one that waits for it or is on its way."""
 GRAIN = 1_000_000
 """Nanoseconds by which a timer may be late: nothing is held back for less."""
 SURPRISES = 64
