@@ -85,12 +85,10 @@ class Admission:
         """Raise Hopeless if the prediction exceeds the budget; an upper bound of it is tried first."""
         policy = self.policy
         estimate, queue, outlook = policy.estimate, policy.queue, policy.outlook
-        drain = (queue.rows + entry.rows) * estimate.full / (queue.capacity * outlook.share)
         tenant = queue.levels[level_of(entry.priority) - 1].tenants.get(entry.tenant, NOBODY)
-        if tenant.pace:
-            drain += self._backlog(tenant, entry.rows)
-        start = max(now, outlook.free[-1])
-        if start - now + outlook.bias + drain + estimate.longest + estimate.overhead <= budget:
+        start = max(outlook.begins(self._batches(queue.rows, entry.rows), now), outlook.free[-1])
+        wait = start - now + outlook.bias + self._backlog(tenant, entry.rows)
+        if wait + estimate.longest + estimate.overhead <= budget:
             return
         excess = self.predict(entry, now) - budget
         if excess > 0:

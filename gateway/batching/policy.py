@@ -6,11 +6,10 @@ below saturation it only adds latency.
 
 **Punctual.** What leaves early only queues at a busy worker, where nothing can join it and nobody can overtake it. So
 the second batch of a worker is held until it would arrive as the first one can end; with windows of 2 sent at once, a
-deadline of 2.5 full batches loses 7 % of the goodput (docs/batching.md). An end that comes
-earlier opens at once, and times too short for a timer hold nothing. Where there are several workers, a batch that is
-not full also keeps a distance from the last one, for as long as that keeps its part of them busy: a broker deals
-batches out in turn, so that two in a row meet busy workers while others are idle. When that is, is `outlook.py`'s to
-say.
+deadline of 2.5 full batches loses a seventh of the goodput (docs/batching.md). An end that comes earlier opens at once,
+and times too short for a timer hold nothing. Where there are several workers, a batch that is not full also keeps a
+distance from the last one, for as long as that keeps this gateway's part of them busy: a broker deals batches out in
+turn, so that two in a row meet busy workers while others are idle. When that is, is `outlook.py`'s to say.
 
 **Forming** picks a leader and fills up with entries of the leader's key:
 1. The highest priority that has anything waiting leads. A flood at a high priority does starve the lower ones: that
@@ -62,8 +61,6 @@ REASONS: dict[str, str] = {
 
 LOOK = 64
 """Tenants that one filling passes over in a level before it stops looking for more of its key."""
-
-
 PASSED = 16
 """Entries of a lane that are too large for what is left of a batch, before nobody behind them is looked at."""
 
@@ -151,10 +148,6 @@ class Policy:
     def replicas(self) -> int:
         """Workers that take what is sent, whoever sends."""
         return self.outlook.replicas
-
-    def residual(self, now: int) -> int:
-        """How long until a worker is free for what is sent next, to be on the safe side."""
-        return max(0, self.outlook.free[0] - now) + self.outlook.bias
 
     def decide(self, now: int, window: int, replicas: int = 1, gateways: int = 1, punctual: bool = False) -> Decision:
         """`window`: batches that may be in flight; `replicas`: how many workers they are for, `gateways`: of how many.
