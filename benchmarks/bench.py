@@ -13,7 +13,18 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import against_echo, compute, distributed, footprint, large, micro, overload, report, telemetry
+from benchmarks import (
+    against_echo,
+    compute,
+    distributed,
+    footprint,
+    large,
+    micro,
+    overload,
+    real_knee,
+    report,
+    telemetry,
+)
 from benchmarks.load import generators
 from benchmarks.rows import QUICK, Plan, Row
 
@@ -24,6 +35,7 @@ PARTS: dict[str, Callable[[Plan], list[Row]]] = {
     "compute": compute.compute,
     "large": large.large,
     "overload": overload.overload,
+    "knee": real_knee.real_knee,
     "memory": footprint.memory,
     "child": footprint.child,
     "micro": micro.micro,

@@ -46,7 +46,7 @@ class Request(Entry):
 class Prompt:
     """A transport whose worker takes no time: it answers in the loop's next iteration."""
 
-    replicas = 1
+    replicas = gateways = 1
     window = 2
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

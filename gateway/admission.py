@@ -3,8 +3,9 @@
 - *Expired* already: DeadlineExceeded.
 - *Hopeless*: the predicted answer comes after the deadline. Prediction = what is left of the batches in flight (and
   how much longer they have lately waited for: others' work)
-  + the rows ahead at the pace of the best batch size + the p99 service time of a batch such as it will ride in (as
-  large as what waits, or as the latest ones) + the p99 overhead of the way there and back + a constant margin.
+  + the full batches ahead of its own, each on the worker that is free by then + the p99 service time of a batch such as
+  it will ride in (as large as what waits, or as the latest ones) + the p99 overhead of the way there and back + a
+  constant margin.
   A deadline that p99 says cannot be kept even by an idle worker is judged without the rare stalls that p99 knows.
   Rows ahead are those of higher priorities, the q of its own tenant, and of each other what turns let through first:
   at most q and a quantum. (Its own tenant's rows count in full, though an earlier deadline would overtake them: those
@@ -73,22 +74,21 @@ class Admission:
         level = policy.queue.levels[level_of(entry.priority) - 1]
         tenant = level.tenants.get(entry.tenant, NOBODY)
         ahead = self._ahead(level, tenant)
-        drain = max(ahead * estimate.pace / policy.outlook.share, self._backlog(tenant))
+        outlook, batches = policy.outlook, self._batches(ahead, entry.rows)
+        wait = max(outlook.begins(batches, now), outlook.begins(0, now) + int(self._backlog(tenant, entry.rows))) - now
         size = max(policy.usual, ahead + entry.rows)
         hopeful = estimate.service(entry.rows) + estimate.overhead + self.margin > entry.deadline - now
         own = estimate.typical(size) if hopeful else estimate.service(size)
-        return policy.residual(now) + int(drain) + own + estimate.overhead
+        return wait + outlook.bias + own + estimate.overhead
 
     def _hurry(self, entry: Entry, budget: int, now: int) -> None:
         """Raise Hopeless if the prediction exceeds the budget; an upper bound of it is tried first."""
         policy = self.policy
         estimate, queue, outlook = policy.estimate, policy.queue, policy.outlook
-        drain = queue.rows * estimate.pace / outlook.share
         tenant = queue.levels[level_of(entry.priority) - 1].tenants.get(entry.tenant, NOBODY)
-        if tenant.pace:
-            drain += self._backlog(tenant)
-        start = outlook.busy_until if outlook.busy_until > now else now
-        if start - now + outlook.bias + drain + estimate.longest + estimate.overhead <= budget:
+        start = max(outlook.begins(self._batches(queue.rows, entry.rows), now), outlook.free[-1])
+        wait = start - now + outlook.bias + self._backlog(tenant, entry.rows)
+        if wait + estimate.longest + estimate.overhead <= budget:
             return
         excess = self.predict(entry, now) - budget
         if excess > 0:
@@ -104,12 +104,21 @@ class Admission:
             others = min(level.rows - tenant.rows, level.active * turn)
         return higher + tenant.rows + others
 
-    def _backlog(self, tenant: Tenant) -> float:
+    def _backlog(self, tenant: Tenant, rows: int) -> float:
         """Nanoseconds for what a tenant has waiting at the pace it has drained, and two turns where it has company."""
         if not tenant.pace:
             return 0.0
-        uneven = min(2, len(tenant.level.tenants) - 1) * self.policy.queue.capacity
-        return tenant.rows * tenant.pace + uneven * self.policy.estimate.pace
+        capacity = self.policy.queue.capacity
+        company = min(2, len(tenant.level.tenants) - 1)
+        ahead = tenant.rows if company else self._batches(tenant.rows, rows) * capacity
+        return ahead * tenant.pace + company * capacity * self.policy.estimate.pace
+
+    def _batches(self, ahead: int, rows: int) -> int:
+        """Full batches before the one that `rows` ride in with `ahead` before them, if each holds as many as fit of
+        requests of the mean size. Who is smaller counts as one of these: a larger one ahead may leave a gap."""
+        queue = self.policy.queue
+        mean = (queue.rows + rows) / (queue.entries + 1)
+        return int((ahead + max(mean, rows) - 1) / max(mean, queue.capacity // mean * mean))
 
     def _probe(self, budget: int) -> None:
         self._hopeless += 1

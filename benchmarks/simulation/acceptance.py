@@ -84,14 +84,15 @@ FLEETS = ((1, 1), (2, 1), (2, 2), (4, 2), (8, 4))
 
 
 def against_fixed(scene: Scene, size: Size, loads: tuple[float, ...] = LOADS, gateway: Gateways = OURS) -> Row:
-    """The worst of the loads."""
-    found = {}
+    """The worst of the loads. Fixed settings keep no margin for what is not simulated: what ours costs is told too."""
+    found, bold = {}, {}
     late = 0.0
     for load in loads:
         at = scene._replace(load=load, requests=size.requests)
         made = at.trace()
-        ours = production(at, made, gateway=gateway)
-        found[load] = ours.good_share / best_fixed(at, made)[0]
+        ours, best = production(at, made, gateway=gateway), best_fixed(at, made)[0]
+        found[load] = ours.good_share / best
+        bold[load] = production(at, made, at.shape._replace(margin_s=0.0), gateway).good_share / best
         late = max(late, 100 * ours.late_share)
     return Row(
         part="fixed",
@@ -100,7 +101,11 @@ def against_fixed(scene: Scene, size: Size, loads: tuple[float, ...] = LOADS, ga
         unit="of the best fixed (B, T)",
         at_least=0.99,
         rounds=list(found.values()),
-        details={"at load": min(found, key=lambda load: found[load]), "late % at most": late},
+        details={
+            "at load": min(found, key=lambda load: found[load]),
+            "late % at most": late,
+            "without a margin": min(bold.values()),
+        },
     )
 
 

@@ -4,7 +4,8 @@
                  ▲                                                                        │
                  └───────── Policy.finished ◄───────────── hop ◄──────────────────────────┘
 
-The broker hands messages in turn to replicas that have room for one, as RabbitMQ does, whether they are busy or not.
+The broker, half a hop from either side, hands messages in turn to replicas that have room for one, as RabbitMQ does,
+whether they are busy or not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from itertools import count
+from math import ceil
 from typing import NamedTuple
 
 from benchmarks.simulation.arrivals import Request, Trace
@@ -24,6 +26,7 @@ from gateway.admission import Admission
 from gateway.batching.batcher import message
 from gateway.batching.entry import BatchKey, ColumnKey, Entry
 from gateway.batching.estimate import Estimate
+from gateway.batching.outlook import PER_REPLICA
 from gateway.batching.policy import Formed, Policy
 from workers.coalesce import choose, join, pick
 from workers.messages import Batch, Timing
@@ -39,9 +42,14 @@ class Shape(NamedTuple):
     gateways: int = 1
     replicas: int = 1
     hop_s: float = 0.0
-    window: float = 2.0
+    window: float = PER_REPLICA
     margin_s: float = 0.002
     bound: int = 2048
+
+    @property
+    def share(self) -> int:
+        """One gateway's part of the batches that may be in flight."""
+        return max(1, ceil(self.window * self.replicas / self.gateways))
 
 
 EMBEDDED = Shape()
@@ -81,6 +89,18 @@ class System:
         self.numbers = count(1)
         self.broker = Broker(self)
 
+    def send(self, delivery: Delivery) -> None:
+        self.clock.after(self.hop - self.hop // 2, self.broker.take, delivery)
+
+    def tell(self, delivery: Delivery, ran: list[bool]) -> None:
+        """Book the answers to a batch that has come back: `ran` is false for who had expired by then."""
+        for entry, did in zip(delivery.formed.entries, ran, strict=True):
+            assert isinstance(entry, Asked)
+            if did:
+                self.ledger.answered(entry.request, self.clock.now)
+            else:
+                self.ledger.late(entry.request)
+
 
 class Gateway:
     """One process of the data plane: what `gateway/batching/batcher.py` does, without a loop."""
@@ -93,16 +113,14 @@ class Gateway:
         device, shape = system.device, system.shape
         self.system = system
         self.policy = self.policy_class(device.max_batch, Estimate(device.max_batch, device.samples))
-        self.policy.outlook.count(self.window, shape.replicas)
+        self.policy.outlook.count(shape.replicas, shape.gateways)
         self.admission = self.admission_class(self.policy, shape.bound, int(shape.margin_s * SECOND))
         self._scheduled = False
         self._alarm = 0
 
     @property
     def window(self) -> int:
-        """This gateway's share of the batches that may be in flight."""
-        shape = self.system.shape
-        return max(1, -int(-shape.window * shape.replicas // shape.gateways))
+        return self.system.shape.share
 
     def tenant(self, request: Request) -> str:
         return request.tenant
@@ -133,13 +151,14 @@ class Gateway:
         system, policy = self.system, self.policy
         now = system.clock.now
         while True:
-            batch, expired, wake = policy.decide(now, self.window, system.shape.replicas, self.punctual)
+            batch, expired, wake = policy.decide(
+                now, self.window, system.shape.replicas, system.shape.gateways, self.punctual
+            )
             for entry in expired:
                 self.given_up(entry)
             if batch is None:
                 break
-            delivery = Delivery(self, batch, message(batch, next(system.numbers), policy.batched))
-            system.clock.after(system.hop, system.broker.take, delivery)
+            system.send(Delivery(self, batch, message(batch, next(system.numbers), policy.batched)))
         if wake and (self._alarm <= now or wake < self._alarm):
             self._alarm = wake
             system.clock.at(wake, self._schedule)
@@ -149,19 +168,14 @@ class Gateway:
         self.system.ledger.late(entry.request)
 
     def answer(self, delivery: Delivery, ran: list[bool]) -> None:
-        now, ledger = self.system.clock.now, self.system.ledger
-        self.policy.finished(delivery.formed, now, delivery.timing)
-        for entry, did in zip(delivery.formed.entries, ran, strict=True):
-            assert isinstance(entry, Asked)
-            if did:
-                ledger.answered(entry.request, now)
-            else:
-                ledger.late(entry.request)
+        self.policy.finished(delivery.formed, self.system.clock.now, delivery.timing)
+        self.system.tell(delivery, ran)
         self._schedule()
 
 
 class Broker:
     def __init__(self, system: System) -> None:
+        self._clock, self._hop = system.clock, system.hop // 2
         self._queue: deque[Delivery] = deque()
         self._replicas = deque(Replica(system, self) for _ in range(system.shape.replicas))
 
@@ -176,10 +190,16 @@ class Broker:
                 replica = replicas[0]
                 replicas.rotate(-1)
                 if replica.has_room:
-                    replica.take(self._queue.popleft())
+                    replica.held += 1
+                    self._clock.after(self._hop, replica.take, self._queue.popleft())
                     break
             else:
                 return
+
+    def acknowledged(self, replica: Replica, messages: int) -> None:
+        """Room for as many more at a replica."""
+        replica.held -= messages
+        self.deliver()
 
 
 class Replica:
@@ -189,18 +209,18 @@ class Replica:
         self._system, self._broker = system, broker
         self._prefetch = Prefetch(system.device.max_batch)
         self._looked = 0
-        self._held = 0
+        self.held = 0
+        """Messages that the broker has given it and not seen acknowledged."""
         self._queued: list[Delivery] = []
         self._busy = False
 
     @property
     def has_room(self) -> bool:
-        return self._held < self._prefetch.count
+        return self.held < self._prefetch.count
 
     def take(self, delivery: Delivery) -> None:
         now = self._system.clock.now
         delivery.arrived = now
-        self._held += 1
         self._prefetch.saw(delivery.batch.rows, 1)
         if now - self._looked >= SECOND:
             self._looked = now
@@ -235,8 +255,7 @@ class Replica:
         system = self._system
         for delivery, ran in zip(deliveries, alive, strict=True):
             system.clock.after(system.hop, delivery.home.answer, delivery, ran)
-        self._held -= len(deliveries)
-        self._broker.deliver()
+        system.clock.after(system.hop // 2, self._broker.acknowledged, self, len(deliveries))
         system.clock.after(0, self._run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.rows import Row
@@ -12,7 +13,7 @@ from benchmarks.simulation.device import Device
 from benchmarks.simulation.ledger import Ledger
 from benchmarks.simulation.scene import DEVICE, Scene, production
 from gateway.batching.entry import Entry
-from gateway.batching.outlook import PER_REPLICA, Outlook
+from gateway.batching.outlook import PER_REPLICA, Flying, Outlook
 from gateway.batching.queue import level_of
 
 
@@ -22,13 +23,29 @@ class Prompt(penstock.Gateway):
     punctual = False
 
 
+class Near(Outlook):
+    """Takes every batch for a full one, which may follow the last one at once."""
+
+    __slots__ = ()
+
+    def opens(self, aboard: Sequence[Flying], full: bool, now: int) -> int:
+        return super().opens(aboard, True, now)
+
+
+class Close(penstock.Gateway):
+    def __init__(self, system: penstock.System) -> None:
+        super().__init__(system)
+        self.policy.outlook = Near(self.policy.estimate)
+        self.policy.outlook.count(system.shape.replicas, system.shape.gateways)
+
+
 class Greedy(Outlook):
     """Takes all workers for its own, and what others send for nothing."""
 
     __slots__ = ()
 
-    def count(self, window: int, replicas: int) -> None:
-        super().count(PER_REPLICA * replicas, replicas)
+    def count(self, replicas: int, gateways: int) -> None:
+        super().count(replicas, 1)
 
     def surprised(self, surprise: int) -> None:
         """It learns nothing."""
@@ -106,15 +123,17 @@ class Ageing(penstock.Gateway):
 class Trial(NamedTuple):
     name: str
     gateway: type[penstock.Gateway]
-    window: float = 2.0
+    window: float = PER_REPLICA
     margin_s: float = 0.002
 
 
 WINDOWS = (
     Trial("production", penstock.Gateway),
-    Trial("window of 2, all sent at once", Prompt),
-    Trial("window of 1", Prompt, window=1.0),
-    Trial("window of 3", Prompt, window=3.0),
+    Trial("all sent at once", Prompt),
+    Trial("window of 1.5 a replica", penstock.Gateway, window=1.5),
+    Trial("window of 1, all sent at once", Prompt, window=1.0),
+    Trial("window of 3, all sent at once", Prompt, window=3.0),
+    Trial("no distance between batches", Close),
     Trial("adaptive window (gradient)", Gradient),
     Trial("without its share of the workers", Unshared),
 )
@@ -131,6 +150,7 @@ SCENES = (
     Scene("bursty, CV² 16", load=0.9, target=2.5),
     Scene(load=1.2, replicas=4, gateways=2),
     Scene(load=3.0, replicas=4, gateways=2),
+    Scene(load=1.0, replicas=4, gateways=2, target=2.5),
     Scene(load=1.2, replicas=4, gateways=2, target=2.5),
 )
 

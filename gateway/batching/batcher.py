@@ -203,7 +203,7 @@ class Batcher:
         policy, transport = self.policy, self.transport
         while True:
             now, window = time.monotonic_ns(), transport.window
-            batch, expired, wake = policy.decide(now, window, transport.replicas, punctual=True)
+            batch, expired, wake = policy.decide(now, window, transport.replicas, transport.gateways, punctual=True)
             if batch is not None:
                 self._send(batch)
             for entry in expired:

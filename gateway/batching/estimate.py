@@ -72,6 +72,7 @@ class Estimate:
         self.sizes = sizes = [min(1 << k, largest) for k in range((largest - 1).bit_length() + 1)]
         self._rings: list[deque[int]] = [deque(maxlen=RING) for _ in sizes]
         self._overheads: deque[int] = deque(maxlen=RING)
+        self._hastes: deque[int] = deque(maxlen=RING)
         self._seen = [0] * len(sizes)
         """The batch count at which each class last ran."""
         self._tails = [0] * len(sizes)
@@ -80,6 +81,8 @@ class Estimate:
         self._count = self._drawn = 0
         self.overhead = 0
         """p99 of what a batch costs beyond the worker's queue and computing: the way there and back."""
+        self.haste = 0
+        """By how much batches end sooner than `typical`: 1 of 10 by more."""
         for sample in samples:
             self._rings[self._class(sample.rows)].append(max(1, round(sample.seconds * 1e9)))
         self._draw()
@@ -107,6 +110,7 @@ class Estimate:
         k = self._class(rows)
         self._rings[k].append(computed)
         self._overheads.append(overhead)
+        self._hastes.append(self._typical.at(rows) - computed)
         self._count += 1
         self._seen[k] = self._count
         if self._count % PERIOD == 0 or computed > self._service.times[k]:
@@ -128,8 +132,11 @@ class Estimate:
         self._service = self._curve(self._tails)
         self._typical = self._curve(self._steady)
         self.overhead = p99(sorted(self._overheads))
+        self.haste = max(0, percentile(sorted(self._hastes), 90))
         self.longest = self._service.times[-1]
         """p99 of the largest batch."""
+        self.full = self._typical.times[-1]
+        """What the largest batch takes where nothing stalls."""
         self.pace = min(time / size for time, size in zip(self._typical.times, self.sizes, strict=True))
         """Nanoseconds a row, at the size of batch that is best for throughput."""
 
@@ -153,15 +160,20 @@ class Estimate:
         return f"<Estimate p99 in ms by rows: {points}; overhead {self.overhead / 1e6:.3g}>"
 
 
+def percentile(ranked: Sequence[int], percent: int) -> int:
+    """The nearest-rank percentile of sorted times; 0 of none."""
+    return ranked[-(-percent * len(ranked) // 100) - 1] if ranked else 0
+
+
 def p99(ranked: Sequence[int]) -> int:
     """The nearest-rank 99th percentile of sorted times; 0 of none."""
-    return ranked[-(-99 * len(ranked) // 100) - 1] if ranked else 0
+    return percentile(ranked, 99)
 
 
 def steady(ranked: Sequence[int]) -> int:
     """p99 of sorted times; but p90 where stalls are rare and long: where p99 is beyond `STALL` times p90."""
     high = p99(ranked)
-    usual = ranked[-(-90 * len(ranked) // 100) - 1] if ranked else 0
+    usual = percentile(ranked, 90)
     return high if high <= STALL * usual else usual
 
 

@@ -1,7 +1,7 @@
 """When a worker will be free for the next batch of this gateway: from what it has in flight, and what it has seen.
 
 Batches in flight are taken to run in the order sent, on this gateway's *share* of the workers: what it is seen to get
-while it has a backlog, and its window's part of them at least. What others add to the wait beyond that is the *bias*,
+while it has a backlog, and an equal part of them at least. What others add to the wait beyond that is the *bias*,
 by which admission is more careful. Taking all workers for one's own makes most of the accepted late where two gateways
 share four workers at 1.2 of the knee (simulated: docs/batching.md).
 """
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
-from gateway.batching.estimate import Estimate, steady
+from gateway.batching.estimate import Estimate, percentile
 
 PER_REPLICA = 2
-"""Batches of a window that are for one worker."""
+"""Batches in flight for each worker, over all gateways: one that runs, and one that waits for it or is on its way."""
 GRAIN = 1_000_000
 """Nanoseconds by which a timer may be late: nothing is held back for less."""
 SURPRISES = 64
@@ -31,63 +31,65 @@ class Flying(Protocol):
     """`begun`: when it came to be among the first in flight, 0: not yet."""
 
     rows: int
+    dispatched: int
     begun: int
 
 
 class Outlook:
     """All times are monotonic nanoseconds."""
 
-    __slots__ = ("_drained", "_elapsed", "_estimate", "_learned", "_part", "_since", "_surprises", "_window", "bias",
-                 "busy_until", "replicas", "share", "workers")  # fmt: skip
+    __slots__ = ("_drained", "_elapsed", "_estimate", "_gateways", "_learned", "_part", "_since", "_surprises", "bias",
+                 "free", "replicas", "share", "workers")  # fmt: skip
 
     def __init__(self, estimate: Estimate) -> None:
         self._estimate = estimate
         self.replicas = 1
         """Workers that take what is sent, whoever sends."""
         self.share = self._part = 1.0
-        """Workers' worth of work that is done for this gateway, and what its window says of that."""
+        """Workers' worth of work that is done for this gateway, and an equal part of them."""
         self.workers = 1
         """The share as whole workers, each of them slower or faster by what is left over."""
-        self._window = 0
-        self.busy_until = 0
-        """When a worker is expected to be free for the next batch."""
+        self._gateways = 1
+        self.free = [0]
+        """When each of these workers is expected to be free for another batch, in that order."""
         self.bias = 0
-        """How much longer batches have lately waited at the worker than that."""
+        """How much longer than that 1 of 20 batches has lately waited at the worker."""
         self._since = 0
         """When a batch last came back while more waited; 0: nothing has waited since."""
         self._drained = self._elapsed = 0.0
         self._surprises: deque[int] = deque(maxlen=SURPRISES)
         self._learned = 0
 
-    def count(self, window: int, replicas: int) -> None:
-        """There are so many workers, and this gateway may have `window` batches in flight."""
-        if window == self._window and replicas == self.replicas:
+    def count(self, replicas: int, gateways: int) -> None:
+        """There are so many workers, and so many that send to them, this gateway among them."""
+        if replicas == self.replicas and gateways == self._gateways:
             return
-        self._window, self.replicas = window, max(1, replicas)
-        self._part = min(self.replicas, max(window, 1) / PER_REPLICA)
+        self.replicas, self._gateways = max(1, replicas), max(1, gateways)
+        self._part = self.replicas / self._gateways
         self._take(self.share if self._elapsed else 0.0)
 
     def _take(self, share: float) -> None:
         self.share = max(self._part, min(self.replicas, share))
         self.workers = max(1, round(self.share))
 
-    def opens(self, flying: int, rows: int, now: int) -> int:
-        """From when on one more batch is of use: it reaches a worker just as the first of them can be free, by the
-        fastest run seen of batches of `rows`. `flying`: how many are in flight."""
-        if flying < self.workers:
-            return now
-        estimate = self._estimate
-        early = estimate.overhead + estimate.typical(rows) - estimate.floor(rows) + GRAIN
-        return max(now, self.busy_until - early)
+    def opens(self, aboard: Sequence[Flying], full: bool, now: int) -> int:
+        """From when on one more batch, a full one or not, is of use. `aboard`: all in flight, in the order sent.
+
+        It is to reach a worker just as the first of them can be free, sooner than expected by as much as batches are;
+        and to follow the last one when this gateway's share of several workers has done that."""
+        estimate, opens = self._estimate, now
+        if len(aboard) >= self.workers:
+            opens = max(now, self.free[0] - estimate.overhead - estimate.haste - GRAIN)
+        if aboard and not full and self.replicas > 1:
+            last = aboard[-1]
+            distance = int(estimate.typical(last.rows) / self.share)
+            if distance > GRAIN:
+                opens = max(opens, last.dispatched + distance)
+        return opens
 
     def foresee(self, aboard: Sequence[Flying], now: int) -> None:
         """`aboard`: all in flight, in the order sent; the first ones are running."""
         workers = self.workers
-        if len(aboard) < workers:
-            for batch in aboard:
-                batch.begun = batch.begun or now
-            self.busy_until = now
-            return
         stretch = workers / self.share
         free: list[int] = []
         for batch in aboard:
@@ -96,14 +98,21 @@ class Outlook:
             else:
                 start = heappop(free)
             heappush(free, max(now, start + int(self._estimate.typical(batch.rows) * stretch)))
-        self.busy_until = free[0]
+        free.extend([now] * (workers - len(free)))
+        self.free = sorted(free)
+
+    def begins(self, batches: int, now: int) -> int:
+        """When a worker is free for a batch with so many full ones before it."""
+        rounds, at = divmod(batches, len(self.free))
+        first = self.free[at]
+        return (first if first > now else now) + int(rounds * self._estimate.full * len(self.free) / self.share)
 
     def surprised(self, surprise: int) -> None:
         """A batch was begun with so much later than expected (negative: earlier)."""
         self._surprises.append(surprise)
         self._learned += 1
         if surprise > self.bias or self._learned % LEARN == 0:
-            self.bias = max(0, steady(sorted(self._surprises)))
+            self.bias = max(0, percentile(sorted(self._surprises), 95))
 
     def got(self, work: float, now: int, more: bool) -> None:
         """A batch has come back, for which so much of a worker's time was taken; `more`: others wait."""

@@ -5,9 +5,11 @@ for company cannot enlarge the load that a worker sustains (at saturation a full
 below saturation it only adds latency.
 
 **Punctual.** What leaves early only queues at a busy worker, where nothing can join it and nobody can overtake it. So
-the second batch of a worker is held until it would arrive as the first one can end, by the fastest run seen; with
-windows of 2 sent at once, a deadline of 2.5 full batches loses 7 % of the goodput (docs/batching.md). An end that comes
-earlier opens at once, and times too short for a timer hold nothing. When that is, is `outlook.py`'s to say.
+the second batch of a worker is held until it would arrive as the first one can end; with windows of 2 sent at once, a
+deadline of 2.5 full batches loses a seventh of the goodput (docs/batching.md). An end that comes earlier opens at once,
+and times too short for a timer hold nothing. Where there are several workers, a batch that is not full also keeps a
+distance from the last one, for as long as that keeps this gateway's part of them busy: a broker deals batches out in
+turn, so that two in a row meet busy workers while others are idle. When that is, is `outlook.py`'s to say.
 
 **Forming** picks a leader and fills up with entries of the leader's key:
 1. The highest priority that has anything waiting leads. A flood at a high priority does starve the lower ones: that
@@ -37,7 +39,7 @@ reports its own times), or let a mean stand for a p99.
 
 from __future__ import annotations
 
-from heapq import heappop
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from gateway.batching.entry import BatchKey, Entry, Ride
@@ -59,6 +61,8 @@ REASONS: dict[str, str] = {
 
 LOOK = 64
 """Tenants that one filling passes over in a level before it stops looking for more of its key."""
+PASSED = 16
+"""Entries of a lane that are too large for what is left of a batch, before nobody behind them is looked at."""
 
 
 class Formed:
@@ -138,27 +142,23 @@ class Policy:
     @property
     def busy_until(self) -> int:
         """When a worker is expected to be free for the next batch."""
-        return self.outlook.busy_until
+        return self.outlook.free[0]
 
     @property
     def replicas(self) -> int:
         """Workers that take what is sent, whoever sends."""
         return self.outlook.replicas
 
-    def residual(self, now: int) -> int:
-        """How long until a worker is free for what is sent next, to be on the safe side."""
-        return max(0, self.outlook.busy_until - now) + self.outlook.bias
-
-    def decide(self, now: int, window: int, replicas: int = 1, punctual: bool = False) -> Decision:
-        """`window`: batches that may be in flight; `replicas`: how many workers they are for, whoever else sends.
+    def decide(self, now: int, window: int, replicas: int = 1, gateways: int = 1, punctual: bool = False) -> Decision:
+        """`window`: batches that may be in flight; `replicas`: how many workers they are for, `gateways`: of how many.
 
         `punctual`: what would only wait at a busy worker is held back until the outlook `opens`, and `wake` heeds that.
         """
-        self.outlook.count(window, replicas)
+        self.outlook.count(replicas, gateways)
         expired = self.queue.expire(now)
         batch, opens = None, 0
         if len(self.aboard) < window and self.queue.entries:
-            opens = self.outlook.opens(len(self.aboard), max(1, self.usual), now) if punctual else now
+            opens = self.outlook.opens(self.aboard, self.queue.rows >= self.queue.capacity, now) if punctual else now
             if opens <= now:
                 batch = self._form(now, expired)
         due = self.queue.due()
@@ -243,6 +243,7 @@ class Policy:
         """Move entries from a lane aboard while they fit, and `balance` rows last."""
         queue, heap, entries = self.queue, lane.heap, batch.entries
         boarded, taken = 0, 0
+        large: list[tuple[int, int, Entry]] = []
         while heap:
             due, _, entry = heap[0]
             rows = entry.rows
@@ -263,7 +264,10 @@ class Policy:
                     break
             if batch.rows + rows > batch.room:
                 if batch.rows + rows > queue.capacity:
-                    break
+                    if batch.rows == queue.capacity or len(large) == PASSED:
+                        break
+                    large.append(heappop(heap))
+                    continue
                 if not self._must_give_way(batch, entry, due, queue.rows - taken):
                     batch.limited = True
                     break
@@ -275,6 +279,8 @@ class Policy:
             batch.rows += rows
             boarded += 1
             taken += rows
+        for item in large:
+            heappush(heap, item)
         if taken:
             queue.boarded(tenant, boarded, taken, batch.dispatched)
 

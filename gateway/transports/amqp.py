@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from math import ceil
 
 import msgspec
 import structlog
@@ -30,6 +31,7 @@ from core.errors import (
 from core.fleet import Fleet
 from core.settings import Settings
 from core.topology import FINAL, MEMBER, cancel_key, infer_queue
+from gateway.batching.outlook import PER_REPLICA
 from gateway.transports import amqp_flight as flights
 from gateway.transports.amqp_flight import Flight, Patience, RetryBudget
 from gateway.transports.amqp_line import Line
@@ -45,8 +47,6 @@ log = structlog.get_logger(__name__)
 MILLISECOND = 1_000_000
 GATHER_S = 0.01
 """Cancellations wait this long for others, to go as one message."""
-BATCHES_PER_REPLICA = 2
-"""In flight, over all gateways: one that runs, one that waits for it."""
 
 _LOST = failure_of(WorkerLost("the request was lost on its way to a worker"))
 _AWAY = failure_of(Unavailable("the workers take no requests at the moment"))
@@ -62,6 +62,7 @@ class Amqp:
         self.version = version
         self.replicas = 0
         """Ready ones, as far as they are heard; other gateways send to them too."""
+        self.gateways = 1
         self.samples: list[Sample] = []
         self._line = line
         self._fleet = fleet
@@ -92,7 +93,7 @@ class Amqp:
 
     @property
     def window(self) -> int:
-        """This gateway's share of two batches for each ready replica. Batches that hang do not count."""
+        """This gateway's share of what all may have in flight. Batches that hang do not count."""
         if self._closing or not self._share or not self._line.usable:
             return 0
         return self._share + self._overdue
@@ -153,8 +154,8 @@ class Amqp:
         """Beats may have changed who is there."""
         ready = self._fleet.ready(self.version.model, self.version.version, now)
         self.replicas = len(ready)
-        gateways = max(1, len(self._fleet.gateways(now)))
-        self._share = -(-BATCHES_PER_REPLICA * len(ready) // gateways)
+        self.gateways = max(1, len(self._fleet.gateways(now)))
+        self._share = ceil(PER_REPLICA * len(ready) / self.gateways)
         if not self.samples:
             self.samples = next(([Sample(*run) for run in beat.warmup] for beat in ready if beat.warmup), [])
             self._patience.seed(self.samples)

@@ -41,6 +41,10 @@ class Transport(Protocol):
         """Workers that share what is sent here, by all gateways; 0 while none is heard."""
 
     @property
+    def gateways(self) -> int:
+        """Those that send to these workers, this one among them."""
+
+    @property
     def samples(self) -> list[Sample]:
         """Service times measured by the warm-up, to seed the estimates."""
 

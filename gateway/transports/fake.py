@@ -47,7 +47,7 @@ class Fake:
         replicas: int = 1,
     ) -> None:
         self.window = window
-        self.replicas = replicas
+        self.replicas, self.gateways = replicas, 1
         self.samples = list(samples)
         self.sent: list[Batch] = []
         self.cancelled: list[Cancel] = []

@@ -12,7 +12,7 @@ from workers.worker import Worker
 class InProcess:
     """`patience`: seconds that `close` waits for what is in flight. The worker itself stays its host's to close."""
 
-    replicas = 1
+    replicas = gateways = 1
 
     def __init__(self, worker: Worker, window: int, patience: float = 20.0) -> None:
         self.window = window

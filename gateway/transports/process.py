@@ -13,7 +13,7 @@ from workers.messages import Batch, Cancel
 class Process:
     """`patience`: seconds before which a silent child never counts as hung; `drain`: seconds that `close` waits."""
 
-    replicas = 1
+    replicas = gateways = 1
 
     def __init__(self, child: Child, window: int, patience: float = 10.0, drain: float = 20.0) -> None:
         self._link = ChildLink(child, patience)

@@ -154,9 +154,9 @@ class Sluggish(Policy):
 
     __slots__ = ()
 
-    def decide(self, now: int, window: int, replicas: int = 1, punctual: bool = False) -> Decision:
+    def decide(self, now: int, window: int, replicas: int = 1, gateways: int = 1, punctual: bool = False) -> Decision:
         waits = self.queue.rows < self.queue.capacity and (self.queue.due() or NEVER) - now > MS
-        return super().decide(now, 0 if waits else window, replicas, punctual)
+        return super().decide(now, 0 if waits else window, replicas, gateways, punctual)
 
 
 class Careless(Admission):

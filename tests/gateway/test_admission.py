@@ -147,6 +147,38 @@ def test_what_is_pushed_out_is_live_and_of_the_lowest_priority() -> None:
 MODELS = [Model(2, 0.5), Model(10, 2), Model(5, 5), Model(2, 0.5, noise=1.0)]
 
 
+def test_who_rides_in_the_same_batch_does_not_count_twice() -> None:
+    """10 ms in flight; seven rows ahead leave with the eighth: 10 + 10 ms, and the ninth waits for one batch more."""
+    subject = door()
+    busy(subject)
+    fill(subject, 7)
+    assert subject.predict(entry(), 0) == 20 * MS
+    fill(subject, 1)
+    assert subject.predict(entry(), 0) == 30 * MS
+
+
+def test_requests_of_several_rows_count_as_they_fit() -> None:
+    """Of those with three rows two fit into eight: the third one waits for a batch more. Larger than a batch is no
+    reason to stumble: the queue refuses it."""
+    subject = door()
+    busy(subject)
+    for _ in range(2):
+        subject.policy.add(entry(10**6, rows=3))
+    assert subject.predict(entry(rows=3), 0) == 30 * MS
+    assert subject.predict(entry(rows=100), 0) > 30 * MS
+
+
+def test_each_of_several_workers_is_seen_by_itself() -> None:
+    """Two workers, free at 10 and 6 ms: the next batch starts at 6, the one after it at 10, the third at 16."""
+    subject = door()
+    policy = subject.policy
+    policy.outlook.count(2, 1)
+    for rows in (8, 4):
+        fill(subject, rows)
+        assert policy.decide(0, 4, 2).batch is not None
+    assert [policy.outlook.begins(batches, 0) // MS for batches in range(3)] == [6, 10, 16]
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("deadline", [4, 20])
 def test_goodput_holds_under_overload_and_the_accepted_are_in_time(model: Model, deadline: float) -> None:

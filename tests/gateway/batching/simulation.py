@@ -70,6 +70,7 @@ class Simulation:
         self.batches: list[int] = []
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._numbers = 0
+        self._alarm = 0
         self._worker: deque[Formed] = deque()
         for source in sources:
             self._after(self._gap(source), partial(self._arrive, source))
@@ -108,13 +109,16 @@ class Simulation:
 
     def _decide(self) -> None:
         while True:
-            batch, expired, _ = self.policy.decide(self.now, self.WINDOW)
+            batch, expired, wake = self.policy.decide(self.now, self.WINDOW, punctual=True)
             for entry in expired:
                 self.late[entry.tenant] += 1
             if batch is None:
-                return
+                break
             self.batches.append(batch.rows)
             self._after(self.HOP, partial(self._reach, batch))
+        if wake and not self.now < self._alarm <= wake:
+            self._alarm = wake
+            self._after(wake - self.now, self._decide)
 
     def _reach(self, batch: Formed) -> None:
         self._worker.append(batch)

@@ -65,7 +65,7 @@ class Scripted:
 
     def __init__(self, window: int = 1, samples: list[Sample] | None = None, replicas: int = 1) -> None:
         self.window = window
-        self.replicas = replicas
+        self.replicas, self.gateways = replicas, 1
         self.samples = samples or []
         self.waiting: list[tuple[Batch, Done]] = []
         self.sent: list[Batch] = []

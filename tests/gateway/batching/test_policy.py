@@ -133,7 +133,8 @@ class Trace:
         assert decision.wake == (live if live < NEVER else 0)
 
     def check_order(self, batch: Formed, led: bool) -> None:
-        """Priority, then earliest deadline within the leading tenant (`led`: it is still aboard); and within lanes."""
+        """Priority, then earliest deadline within the leading tenant (`led`: it is still aboard); and within lanes,
+        where only who does not fit any more is passed over."""
         leader = batch.entries[0]
         assert level_of(leader.priority) == min(level_of(entry.priority) for entry in self.waiting)
         rank = {entry: (due(entry), number) for entry, number in self.waiting.items()}
@@ -143,7 +144,8 @@ class Trace:
             self.waiting.pop(member)
         for member in batch.entries:
             behind = [e for e in self.waiting if line(e) == line(member) and e.key == member.key]
-            assert all(rank[member] < rank[other] for other in behind)
+            passed = [other for other in behind if rank[other] < rank[member]]
+            assert not led or all(batch.rows + other.rows > self.policy.queue.capacity for other in passed)
 
     def check_batch(self, batch: Formed, start: int, led: bool) -> None:
         estimate, members = self.policy.estimate, batch.entries
@@ -315,6 +317,29 @@ def test_the_tightest_gives_way_where_it_would_cost_others_their_deadlines() -> 
     assert decision.expired == [tight]
     assert decision.batch is not None
     assert decision.batch.rows == 7
+
+
+def test_the_small_fill_up_what_a_large_one_does_not_fit_into() -> None:
+    """Five rows, then four, then three: the four wait, and lead the next batch."""
+    subject = policy(8)
+    first, large, small = entry(5, within=10 * MS), entry(4, within=20 * MS), entry(3, within=30 * MS)
+    for new in (first, large, small):
+        subject.add(new)
+    assert send(subject).entries == [first, small]
+    assert send(subject).entries == [large]
+
+
+def test_a_part_of_a_batch_keeps_its_distance_where_several_workers_share() -> None:
+    """Of two workers one is free; four rows took 12 ms of two: the next few leave after 6 ms, a full batch at once."""
+    subject = policy(8, fixed_ms=8, row_ms=1)
+    for _ in range(4):
+        subject.add(entry(within=1000 * MS))
+    assert subject.decide(0, 3, 2, punctual=True).batch is not None
+    subject.add(entry(within=1000 * MS))
+    assert subject.decide(MS, 3, 2, punctual=True) == (None, [], 6 * MS)
+    for _ in range(7):
+        subject.add(entry(within=1000 * MS))
+    assert subject.decide(MS, 3, 2, punctual=True).batch is not None
 
 
 def test_nobody_gives_way_in_vain() -> None:
