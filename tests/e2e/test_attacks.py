@@ -27,7 +27,7 @@ import structlog
 from tritonclient.grpc import service_pb2
 
 from core import logs
-from core.settings import Settings
+from core.settings import MAX_TENSORS, Settings
 from gateway.http_turn import Turn
 from tests.e2e import attacks
 from tests.e2e.attacks import LIMITS, Attack, Target
@@ -137,10 +137,10 @@ TABLE: dict[str, Weak] = {
     "lying shapes in JSON": Weak(
         attacks.lying_shapes_in_json, patches={"gateway.codec.tensors:elements": _trusting_elements}
     ),
-    "many tensors in JSON": Weak(attacks.lying_shapes_in_json, {"max_tensors": LAX}),
+    "many tensors in JSON": Weak(attacks.lying_shapes_in_json, {"max_tensors": MAX_TENSORS}),
     "lying sizes in binary": Weak(attacks.lying_sizes_in_binary, patches=TRUSTING),
     "lying sizes in gRPC": Weak(attacks.lying_sizes_in_grpc, patches=TRUSTING),
-    "floods of gRPC fields": Weak(attacks.floods_of_grpc_fields, {"max_tensors": LAX}),
+    "floods of gRPC fields": Weak(attacks.floods_of_grpc_fields, {"max_tensors": MAX_TENSORS}),
     "compressed bombs": Weak(attacks.compressed_bombs, {"max_decoded_bytes": LAX}),
     "archive bombs": Weak(attacks.archive_bombs, patches={f"{SKOPS}:check_archive": _nothing}),
     "deep JSON": Weak(attacks.deep_json, {"max_json_depth": LAX}),

@@ -60,8 +60,8 @@ def test_it_is_watched_by_what_clients_are_told(production: Production) -> None:
     told = tomllib.loads((server.home / "client.toml").read_text())
     Traces(told["jaeger"], "").services()
     metrics = Metrics(told["prometheus"], server.home / "metrics")
-    lines = {f"  traces   {told['jaeger']}      Jaeger", f"  metrics  {told['prometheus']}      Prometheus"}
-    waited(lambda: lines <= set(server.log.read_text().splitlines()))
+    lines = (f"\n  traces   {told['jaeger']}      Jaeger", f"\n  metrics  {told['prometheus']}      Prometheus\n")
+    waited(lambda: all(line in server.log.read_text() for line in lines))
     for word in ("control", "workers", "server.gateway_process"):
         for process in production.processes(word):
             assert process.environ()["OTEL_EXPORTER_OTLP_ENDPOINT"].startswith("http://127.0.0.1:")
