@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.rows import Row
@@ -13,7 +12,7 @@ from benchmarks.simulation.device import Device
 from benchmarks.simulation.ledger import Ledger
 from benchmarks.simulation.scene import DEVICE, Scene, production
 from gateway.batching.entry import Entry
-from gateway.batching.outlook import PER_REPLICA, Flying, Outlook
+from gateway.batching.outlook import PER_REPLICA, Outlook
 from gateway.batching.queue import level_of
 
 
@@ -24,12 +23,12 @@ class Prompt(penstock.Gateway):
 
 
 class Near(Outlook):
-    """Takes every batch for a full one, which may follow the last one at once."""
+    """Keeps no distance between batches."""
 
     __slots__ = ()
 
-    def opens(self, aboard: Sequence[Flying], full: bool, now: int) -> int:
-        return super().opens(aboard, True, now)
+    def distance(self, rows: int, full: bool) -> int:
+        return 0
 
 
 class Close(penstock.Gateway):

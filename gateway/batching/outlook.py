@@ -19,6 +19,8 @@ PER_REPLICA = 2
 """Batches in flight for each worker, over all gateways: one that runs, and one that waits for it or is on its way."""
 GRAIN = 1_000_000
 """Nanoseconds by which a timer may be late: nothing is held back for less."""
+CLOSE = 0.9
+"""Of its distance that a full batch keeps from the last one: the times are p99, and must not cost throughput."""
 SURPRISES = 64
 """Batches by which the bias is measured,"""
 LEARN = 8
@@ -75,17 +77,19 @@ class Outlook:
     def opens(self, aboard: Sequence[Flying], full: bool, now: int) -> int:
         """From when on one more batch, a full one or not, is of use. `aboard`: all in flight, in the order sent.
 
-        It is to reach a worker just as the first of them can be free, sooner than expected by as much as batches are;
-        and to follow the last one when this gateway's share of several workers has done that."""
-        estimate, opens = self._estimate, now
+        It is to reach a worker just as the first of them can be free, sooner than expected by as much as batches are.
+        """
+        opens = now
         if len(aboard) >= self.workers:
-            opens = max(now, self.free[0] - estimate.overhead - estimate.haste - GRAIN)
-        if aboard and not full and self.replicas > 1:
-            last = aboard[-1]
-            distance = int(estimate.typical(last.rows) / self.share)
-            if distance > GRAIN:
-                opens = max(opens, last.dispatched + distance)
+            opens = max(now, self.free[0] - self._estimate.overhead - self._estimate.haste - GRAIN)
+        if aboard and self.replicas > 1:
+            opens = max(opens, aboard[-1].dispatched + self.distance(aboard[-1].rows, full))
         return opens
+
+    def distance(self, rows: int, full: bool) -> int:
+        """How long `rows` take this gateway's share of several workers: so much later the next batch is to leave."""
+        took = self._estimate.typical(rows)
+        return int((CLOSE if full else 1) * took / self.share) if took > GRAIN else 0
 
     def foresee(self, aboard: Sequence[Flying], now: int) -> None:
         """`aboard`: all in flight, in the order sent; the first ones are running."""

@@ -7,9 +7,9 @@ below saturation it only adds latency.
 **Punctual.** What leaves early only queues at a busy worker, where nothing can join it and nobody can overtake it. So
 the second batch of a worker is held until it would arrive as the first one can end; with windows of 2 sent at once, a
 deadline of 2.5 full batches loses a seventh of the goodput (docs/batching.md). An end that comes earlier opens at once,
-and times too short for a timer hold nothing. Where there are several workers, a batch that is not full also keeps a
-distance from the last one, for as long as that keeps this gateway's part of them busy: a broker deals batches out in
-turn, so that two in a row meet busy workers while others are idle. When that is, is `outlook.py`'s to say.
+and times too short for a timer hold nothing. Where there are several workers, a batch also keeps a distance from the
+last one, for as long as that keeps this gateway's part of them busy: a broker deals batches out in turn, so that two in
+a row meet busy workers while others are idle. When that is, is `outlook.py`'s to say.
 
 **Forming** picks a leader and fills up with entries of the leader's key:
 1. The highest priority that has anything waiting leads. A flood at a high priority does starve the lower ones: that

@@ -329,8 +329,9 @@ def test_the_small_fill_up_what_a_large_one_does_not_fit_into() -> None:
     assert send(subject).entries == [large]
 
 
-def test_a_part_of_a_batch_keeps_its_distance_where_several_workers_share() -> None:
-    """Of two workers one is free; four rows took 12 ms of two: the next few leave after 6 ms, a full batch at once."""
+def test_batches_keep_their_distance_where_there_are_several_workers() -> None:
+    """Of two workers one is free; four rows take 12 ms of one: the next few leave after 6 ms, a full batch a bit
+    before; and at once where times are too short for a timer."""
     subject = policy(8, fixed_ms=8, row_ms=1)
     for _ in range(4):
         subject.add(entry(within=1000 * MS))
@@ -339,7 +340,12 @@ def test_a_part_of_a_batch_keeps_its_distance_where_several_workers_share() -> N
     assert subject.decide(MS, 3, 2, punctual=True) == (None, [], 6 * MS)
     for _ in range(7):
         subject.add(entry(within=1000 * MS))
-    assert subject.decide(MS, 3, 2, punctual=True).batch is not None
+    assert subject.decide(MS, 3, 2, punctual=True) == (None, [], 54 * MS // 10)
+    assert subject.decide(54 * MS // 10, 3, 2, punctual=True).batch is not None
+    quick = policy(8, fixed_ms=0.5, row_ms=0.05)
+    for _ in range(2):
+        quick.add(entry(within=1000 * MS))
+        assert quick.decide(0, 3, 2, punctual=True).batch is not None
 
 
 def test_nobody_gives_way_in_vain() -> None:
