@@ -105,7 +105,9 @@ def test_a_build_that_fails_leaves_nothing(programs: Programs, recipe: Path) -> 
 
 def test_without_go_a_program_cannot_be_had(recipe: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(programs.folder))
-    with pytest.raises(Unavailable, match=r"^prog is built with Go \(1.24 or later\), which is not on the PATH: install it"):
+    with pytest.raises(
+        Unavailable, match=r"^prog is built with Go \(1.24 or later\), which is not on the PATH: install it"
+    ):
         GoProgram("prog", "example.org/prog/v2").build(lambda step: None)
 
 
