@@ -20,7 +20,7 @@ PER_REPLICA = 2
 GRAIN = 1_000_000
 """Nanoseconds by which a timer may be late: nothing is held back for less."""
 CLOSE = 0.9
-"""Of its distance that a full batch keeps from the last one: the times are p99, and must not cost throughput."""
+"""Of its distance that a full batch keeps from the last one: more would cost throughput where times vary."""
 SURPRISES = 64
 """Batches by which the bias is measured,"""
 LEARN = 8
@@ -88,7 +88,7 @@ class Outlook:
 
     def distance(self, rows: int, full: bool) -> int:
         """How long `rows` take this gateway's share of several workers: so much later the next batch is to leave."""
-        took = self._estimate.typical(rows)
+        took = self._estimate.typical(rows) - self._estimate.haste  # the median: by p99 workers would idle
         return int((CLOSE if full else 1) * took / self.share) if took > GRAIN else 0
 
     def foresee(self, aboard: Sequence[Flying], now: int) -> None:
