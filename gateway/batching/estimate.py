@@ -82,7 +82,7 @@ class Estimate:
         self.overhead = 0
         """p99 of what a batch costs beyond the worker's queue and computing: the way there and back."""
         self.haste = 0
-        """By how much batches end sooner than `typical`: 1 of 10 by more."""
+        """By how much batches end sooner than `typical`, the median."""
         for sample in samples:
             self._rings[self._class(sample.rows)].append(max(1, round(sample.seconds * 1e9)))
         self._draw()
@@ -132,7 +132,7 @@ class Estimate:
         self._service = self._curve(self._tails)
         self._typical = self._curve(self._steady)
         self.overhead = p99(sorted(self._overheads))
-        self.haste = max(0, percentile(sorted(self._hastes), 90))
+        self.haste = max(0, percentile(sorted(self._hastes), 50))
         self.longest = self._service.times[-1]
         """p99 of the largest batch."""
         self.full = self._typical.times[-1]
