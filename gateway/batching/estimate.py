@@ -82,7 +82,7 @@ class Estimate:
         self.overhead = 0
         """p99 of what a batch costs beyond the worker's queue and computing: the way there and back."""
         self.haste = 0
-        """By how much batches end sooner than `typical`, in the median."""
+        """By how much batches end sooner than `typical`, the median."""
         for sample in samples:
             self._rings[self._class(sample.rows)].append(max(1, round(sample.seconds * 1e9)))
         self._draw()
