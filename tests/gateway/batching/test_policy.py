@@ -340,8 +340,8 @@ def test_batches_keep_their_distance_where_there_are_several_workers() -> None:
     assert subject.decide(MS, 3, 2, punctual=True) == (None, [], 6 * MS)
     for _ in range(7):
         subject.add(entry(within=1000 * MS))
-    assert subject.decide(MS, 3, 2, punctual=True) == (None, [], 54 * MS // 10)
-    assert subject.decide(54 * MS // 10, 3, 2, punctual=True).batch is not None
+    assert subject.decide(MS, 3, 2, punctual=True) == (None, [], 57 * MS // 10)
+    assert subject.decide(57 * MS // 10, 3, 2, punctual=True).batch is not None
     quick = policy(8, fixed_ms=0.5, row_ms=0.05)
     for _ in range(2):
         quick.add(entry(within=1000 * MS))
