@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from benchmarks import models
 from benchmarks.load import HttpTarget, load_http
-from benchmarks.processes import penstock, push, rss_bytes
+from benchmarks.processes import penstock, push, push_class, rss_bytes
 from benchmarks.rows import Plan, Row, alternating, median, ratio
 from tests.running import RunningServer, running
 
@@ -76,11 +75,5 @@ def child(plan: Plan) -> list[Row]:
 
 
 def _push_both(server: RunningServer, folder: Path) -> tuple[str, str]:
-    (folder / "product.py").write_text(models.PYTHON_PRODUCT)
-    (folder / "signature.json").write_text(json.dumps(models.VECTOR_SIGNATURE))
-    batch = ["--max-batch", "64"]
-    code = ["--signature", str(folder / "signature.json"), "--allow-code", *batch]
-    return (
-        push(server, str(models.product(folder / "product.onnx")), "inside", *batch),
-        push(server, f"{folder / 'product.py'}:Product", "outside", *code),
-    )
+    inside = push(server, str(models.product(folder / "product.onnx")), "inside", "--max-batch", "64")
+    return inside, push_class(server, folder, models.PYTHON_PRODUCT, "outside", 64)

@@ -35,6 +35,8 @@ class Device:
         return {"y": inputs["x"]}
 """
 """Stands for an accelerator: each execution takes 20 ms whatever its size, and no CPU."""
+PYTHON_ROWS = PYTHON_DEVICE.replace("0.020", '0.020 + 0.002 * len(inputs["x"])')
+"""The same, but for 2 ms more of each row."""
 VECTOR_SIGNATURE = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 4]}],

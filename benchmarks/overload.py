@@ -5,7 +5,6 @@ The model stands for an accelerator: 20 ms an execution of up to 8 rows, without
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +17,8 @@ import uvloop
 from benchmarks import models
 from benchmarks.load import HttpTarget, load_http, percentile
 from benchmarks.open_loop import Offered, offer
-from benchmarks.processes import penstock, push
+from benchmarks.processes import penstock, push_class
 from benchmarks.rows import Plan, Row
-from tests.running import RunningServer
 
 MAX_BATCH = 8
 DEADLINE_S = 0.1
@@ -42,7 +40,7 @@ class Point(NamedTuple):
 
 def overload(plan: Plan) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, penstock() as server:
-        url = _push_device(server, Path(folder))
+        url = push_class(server, Path(folder), models.PYTHON_DEVICE, "device", MAX_BATCH)
         headers = {"Authorization": f"Bearer {server.api_key}"}
         body = models.json_body(np.ones((1, 4), np.float32))
         knee = load_http(HttpTarget(url, body, headers), 4 * MAX_BATCH, max(3, plan.seconds)).rate
@@ -51,13 +49,6 @@ def overload(plan: Plan) -> list[Row]:
         seconds = 2 if plan.quick else 10
         points = [_point(load, uvloop.run(offer(target, load * knee, seconds))) for load in BELOW + ABOVE]
     return _rows(knee, points)
-
-
-def _push_device(server: RunningServer, folder: Path) -> str:
-    (folder / "device.py").write_text(models.PYTHON_DEVICE)
-    (folder / "signature.json").write_text(json.dumps(models.VECTOR_SIGNATURE))
-    options = ["--signature", str(folder / "signature.json"), "--max-batch", str(MAX_BATCH), "--allow-code"]
-    return push(server, f"{folder / 'device.py'}:Device", "device", *options)
 
 
 def _point(load: float, offered: Offered) -> Point:

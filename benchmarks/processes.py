@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import models
 from loadtests.processes import ROOT, Echo, cpu_seconds, echo, family
 from tests.running import COMMAND, RunningServer, running
 
-__all__ = ["ROOT", "Echo", "cpu_seconds", "echo", "penstock", "push", "rss_bytes"]
+__all__ = ["ROOT", "Echo", "cpu_seconds", "echo", "penstock", "push", "push_class", "rss_bytes"]
 
 
 @contextlib.contextmanager
@@ -34,6 +36,15 @@ def push(server: RunningServer, artifact: str, name: str, *options: str) -> str:
     if done.returncode:
         raise RuntimeError(f"push of {name}: {done.stdout}{done.stderr}")
     return f"{server.url}/v2/models/{name}/infer"
+
+
+def push_class(server: RunningServer, folder: Path, source: str, name: str, max_batch: int) -> str:
+    """`push` of the one class in `source`, which takes and gives FP32[N,4]; its files are put into `folder`."""
+    (folder / f"{name}.py").write_text(source)
+    (folder / "signature.json").write_text(json.dumps(models.VECTOR_SIGNATURE))
+    artifact = f"{folder / f'{name}.py'}:{source.partition('class ')[2].partition(':')[0]}"
+    options = ("--signature", str(folder / "signature.json"), "--max-batch", str(max_batch), "--allow-code")
+    return push(server, artifact, name, *options)
 
 
 def rss_bytes(pid: int) -> list[int]:

@@ -7,7 +7,6 @@ the overhead. Then the highest rate that is answered in time is found by bisecti
 
 from __future__ import annotations
 
-import json
 import tempfile
 import urllib.request
 from pathlib import Path
@@ -20,7 +19,7 @@ import uvloop
 from benchmarks import models
 from benchmarks.load import HttpTarget, percentile
 from benchmarks.open_loop import offer
-from benchmarks.processes import penstock, push
+from benchmarks.processes import penstock, push_class
 from benchmarks.rows import Plan, Row
 from benchmarks.simulation import knee
 from benchmarks.simulation.device import Device
@@ -34,15 +33,6 @@ LARGEST = (16, 64)
 BUSY = 0.8
 TRIES = 2
 """Of each rate; the better one counts: what else runs on the machine only takes away."""
-PYTHON_DEVICE = """\
-import time
-
-
-class Device:
-    def predict(self, inputs):
-        time.sleep(0.020 + 0.002 * len(inputs["x"]))
-        return {"y": inputs["x"]}
-"""
 
 
 def real_knee(plan: Plan) -> list[Row]:
@@ -51,11 +41,7 @@ def real_knee(plan: Plan) -> list[Row]:
 
 
 def _compared(server: RunningServer, folder: Path, largest: int, plan: Plan) -> list[Row]:
-    name = f"device-{largest}"
-    (folder / f"{name}.py").write_text(PYTHON_DEVICE)
-    (folder / "signature.json").write_text(json.dumps(models.VECTOR_SIGNATURE))
-    options = ["--signature", str(folder / "signature.json"), "--max-batch", str(largest), "--allow-code"]
-    url = push(server, f"{folder / f'{name}.py'}:Device", name, *options)
+    url = push_class(server, folder, models.PYTHON_ROWS, f"device-{largest}", largest)
     device, overhead_s = _calibrated(url, server.api_key, largest, plan)
     margin_s = Scene().shape.margin_s
     expected = knee.formula(device, 1, DEADLINE_S, overhead_s + margin_s)

@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from core.errors import Internal, MethodNotAllowed, NotFound, PenstockError, Unauthenticated, new_error_id
 from core.identity import OBSERVE, Verifier, credential_from
-from core.settings import LOOPBACK, Settings, authority
+from core.settings import EVERYWHERE, LOOPBACK, Settings, authority
 from core.status import answer_to
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,6 @@ AT_ONCE = 16
 """Scrapes at one time; more are cut off."""
 WHOLE_S = 15.0
 """However busily it trickles, it has had its scrape by then."""
-EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what stands for all addresses cannot be asked
 FOLDER = "metrics"
 
 Find = Callable[[], Verifier]

@@ -260,9 +260,13 @@ def _names_a_broker(url: str) -> bool:
         return False
 
 
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
+"""What stands for all addresses of this machine, and the one of them that its own programs use."""
+
+
 def reached(host: str) -> str:
     """Where a program of this machine finds what listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
+    return EVERYWHERE.get(host, host)
 
 
 def authority(host: str, port: int) -> str:

@@ -30,7 +30,7 @@ from repository.watch import Watch
 from server import watching
 from server.composition import Composition
 from server.display import Display
-from server.first_key import first_key, key_and_try, tell_clients
+from server.first_key import docs_of, first_key, key_and_try, tell_clients
 from server.home import Home
 from server.listen import bind
 from server.registering import register
@@ -111,8 +111,7 @@ class Distributed(Composition):
         display.say(f"Penstock is ready: {count} gateways, control plane, workers on Ray, RabbitMQ, MongoDB.")
         display.say(f"  REST     {self.url}")
         display.say(f"  gRPC     {self.grpc}")
-        docs = f"      docs: {self.control}/docs" if self.settings.on_loopback else ""  # beyond it they ask for a key
-        display.say(f"  control  {self.control}{docs}")
+        display.say(f"  control  {self.control}{docs_of(self.control, self.settings)}")
         for line in watching.greeting(self.watched):
             display.say(line)
         key_and_try(display, self.home, self.api_key, self.told, self.settings.samples)

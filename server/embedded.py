@@ -29,7 +29,7 @@ from repository.watch import Watch
 from server import docs
 from server.composition import Composition
 from server.display import Display
-from server.first_key import first_key, key_and_try, tell_clients
+from server.first_key import docs_of, first_key, key_and_try, tell_clients
 from server.home import Home
 from server.listen import bind, http_server
 from server.pulse import Pulse
@@ -108,8 +108,7 @@ class Embedded(Composition):
     def greet(self, display: Display) -> None:
         models = ", ".join(sorted({route.name for route in self.routes.table.open(TRAINER)})) or "none yet"
         display.say(f"Penstock is ready.  models: {models}")
-        docs = f"      docs: {self.url}/docs" if self.settings.on_loopback else ""  # beyond it they ask for a key
-        display.say(f"  REST     {self.url}{docs}")
+        display.say(f"  REST     {self.url}{docs_of(self.url, self.settings)}")
         display.say(f"  gRPC     {self.grpc}")
         key_and_try(display, self.home, self.api_key, self.told, "digits" in models)
 

@@ -8,6 +8,7 @@ import structlog
 
 from core.errors import PenstockError, Unavailable
 from core.identity import ADMIN, CODE, Verifier
+from core.settings import Settings
 from repository.commands import Commands
 from server import samples
 from server.display import Display
@@ -36,6 +37,11 @@ def tell_clients(home: Home, **told: str) -> bool:
         log.warning("client.toml was not written: clients need address and key from the greeting", error=error.message)
         return False
     return True
+
+
+def docs_of(url: str, settings: Settings) -> str:
+    """What follows a server's URL in a greeting; beyond loopback the page asks for a key that no browser sends."""
+    return f"      docs: {url}/docs" if settings.on_loopback else ""
 
 
 def key_and_try(display: Display, home: Home, key: str, told: bool, digits: bool) -> None:

@@ -16,6 +16,13 @@ from repository.records import Counter
 from repository.sqlite import SqliteStore
 
 
+def tampered(path: Path, sql: str) -> None:
+    """By other hands."""
+    with sqlite3.connect(path) as database:
+        database.execute(sql)
+    database.close()
+
+
 async def refusal(path: Path) -> str:
     with pytest.raises(Unavailable) as caught:
         await SqliteStore.open(path)
@@ -34,9 +41,7 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 async def test_a_foreign_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     """Another program's tables are not written beside."""
     path = tmp_path / "records.sqlite"
-    with sqlite3.connect(path) as foreign:
-        foreign.execute("CREATE TABLE theirs (a)")
-    foreign.close()
+    tampered(path, "CREATE TABLE theirs (a)")
     assert "something else" in await refusal(path)
     with sqlite3.connect(path) as foreign:
         assert foreign.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
@@ -48,9 +53,7 @@ async def test_a_later_format_is_refused(tmp_path: Path) -> None:
     """An older server does not write into what a newer one made."""
     path = tmp_path / "records.sqlite"
     await (await SqliteStore.open(path)).close()
-    with sqlite3.connect(path) as database:
-        database.execute("PRAGMA user_version = 99")
-    database.close()
+    tampered(path, "PRAGMA user_version = 99")
     assert "format 99" in await refusal(path)
 
 
@@ -67,9 +70,7 @@ async def test_damage_found_later_is_unavailable(tmp_path: Path) -> None:
     store = await SqliteStore.open(path)
     for model in ("a", "b"):
         await store.insert(Counter(model=model, last=1))
-    with sqlite3.connect(path) as database:
-        database.execute("UPDATE records SET body = '{\"last\": \"no\"}' WHERE key = 'a'")
-    database.close()
+    tampered(path, "UPDATE records SET body = '{\"last\": \"no\"}' WHERE key = 'a'")
     with pytest.raises(Unavailable, match="damaged"):
         await store.get(Counter, "a")
     assert await store.get(Counter, "b") is not None
@@ -82,9 +83,7 @@ async def test_text_that_is_none_ends_no_reading(tmp_path: Path) -> None:
     store = await SqliteStore.open(path)
     good = await store.insert(Counter(model="a", last=1))
     await store.insert(Counter(model="b", last=1))
-    with sqlite3.connect(path) as database:
-        database.execute("UPDATE records SET body = CAST(X'FF7B' AS TEXT), key = CAST(X'FF' AS TEXT) WHERE key = 'b'")
-    database.close()
+    tampered(path, "UPDATE records SET body = CAST(X'FF7B' AS TEXT), key = CAST(X'FF' AS TEXT) WHERE key = 'b'")
     assert await store.find(Counter) == [good]
     await store.close()
 
@@ -93,9 +92,7 @@ async def test_a_clock_that_is_gone_is_unavailable(tmp_path: Path) -> None:
     """A sentence, not a traceback."""
     path = tmp_path / "records.sqlite"
     store = await SqliteStore.open(path)
-    with sqlite3.connect(path) as database:
-        database.execute("DELETE FROM clock")
-    database.close()
+    tampered(path, "DELETE FROM clock")
     with pytest.raises(Unavailable, match="clock is damaged"):
         await store.revision()
     await store.close()
@@ -135,13 +132,10 @@ async def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     """The counter that pollers read and the records change together or not at all."""
     path = tmp_path / "records.sqlite"
     store = await SqliteStore.open(path)
-    with sqlite3.connect(path) as database:
-        database.execute("CREATE TRIGGER no BEFORE UPDATE ON clock BEGIN SELECT RAISE(ABORT, 'no'); END")
+    tampered(path, "CREATE TRIGGER no BEFORE UPDATE ON clock BEGIN SELECT RAISE(ABORT, 'no'); END")
     with pytest.raises(Unavailable):
         await store.insert(Counter(model="m", last=1))
-    with database:
-        database.execute("DROP TRIGGER no")
-    database.close()
+    tampered(path, "DROP TRIGGER no")
     assert await store.get(Counter, "m") is None
     await store.insert(Counter(model="m", last=1))
     await store.close()
