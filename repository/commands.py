@@ -152,7 +152,7 @@ class Commands:
         state = await self.wait_state(version.model, version.version, version.attempt, wait)
         if state.state != READY and await self._superseded(version):
             return await self._settle_late(version, alias, wait)
-        return await self._settled(state, alias)
+        return await self._settled(state, alias, wait)
 
     async def _superseded(self, version: Version) -> bool:
         """Whether a higher version came before this one could be tried, so that the rule no longer wants it."""
@@ -164,22 +164,22 @@ class Commands:
         asked = await self._changes.change(version, lambda now: replace(now, wanted=ALWAYS, attempt=now.attempt + 1))
         try:
             state = await self.wait_state(version.model, version.version, asked.attempt, wait)
-            return await self._settled(state, alias)
+            return await self._settled(state, alias, wait)
         finally:
             await self._changes.change(asked, lambda now: replace(now, wanted=AUTO) if now.wanted == ALWAYS else now)
             self._watch.poke()
 
-    async def _settled(self, state: VersionState, alias: str | None) -> VersionState:
+    async def _settled(self, state: VersionState, alias: str | None, patience: float) -> VersionState:
         _or_refuse(state)
         if alias is not None:
             await self.set_alias(state.model, alias, state.version)
-        await self._until_served(state)
+        await self._until_served(state, patience)
         await self._keep_few(state.model)
         return state
 
-    async def _until_served(self, state: VersionState) -> None:
+    async def _until_served(self, state: VersionState, patience: float) -> None:
         """Who is told that a version is ready may ask for it at once, wherever requests come in."""
-        catalog = await self._watch.refresh()
+        catalog = await self._watch.refresh_within(patience)
         await self.served(state.model, state.version, catalog.revision)
 
     async def complete_signature(self, version: Version, signature: Signature, max_batch: int) -> Version:
@@ -340,7 +340,7 @@ class Commands:
         states = [await self.wait_state(model, each.version, each.attempt, wait) for each in asked]
         for state in states:
             _or_refuse(state)
-            await self._until_served(state)
+            await self._until_served(state, wait)
         return states[0]
 
     async def unload(self, model: str, version: int | str | None = None, timeout: float | None = None) -> VersionState:
@@ -358,7 +358,8 @@ class Commands:
         return [await self._wait_gone(target, (model, target.version) in due, timeout) for target in targets][-1]
 
     async def wait_state(self, model: str, version: int, attempt: int, timeout: float) -> VersionState:
-        """What became of a load: the state once it is READY or UNAVAILABLE for that attempt.
+        """What became of a load: the state once it is READY or UNAVAILABLE for that attempt. A store that is away for
+        less than `timeout` seconds does not end the wait.
 
         Raises Unavailable after `timeout` seconds, NotFound when the version is deleted meanwhile.
         """
@@ -370,7 +371,7 @@ class Commands:
             done = state is not None and state.attempt >= attempt and state.state in (READY, UNAVAILABLE)
             return state if done else None
 
-        await self._watch.refresh()
+        await self._watch.refresh_within(timeout)
         state = await self._watch.until(settled, timeout)
         if state is None:
             raise Unavailable(f"version {version} of model {model!r} is not ready after {timeout:g} s, it still loads")
@@ -470,15 +471,20 @@ class Commands:
         versions = catalog.versions.get(model, {})
         keep = {number for _, number in wanted(catalog)} | set(catalog.aliases.get(model, {}).values())
         spare = [version for number, version in versions.items() if number not in keep]
-        for version in spare[: max(0, len(versions) - self._settings.versions_kept)]:
-            try:
-                await self._delete(version)
-            except PenstockError as error:
-                log.warning("not_retired", model=model, version=version.version, error=error.message)
-                if isinstance(error, Unavailable):
-                    break
-        else:
-            await self._watch.wrote()
+        retired = spare[: max(0, len(versions) - self._settings.versions_kept)]
+        with suppress(Unavailable):  # for the next time
+            for version in retired:
+                await self._retire(version)
+            if retired:
+                await self._watch.wrote()
+
+    async def _retire(self, version: Version) -> None:
+        try:
+            await self._delete(version)
+        except PenstockError as error:
+            log.warning("not_retired", model=version.model, version=version.version, error=error.message)
+            if isinstance(error, Unavailable):
+                raise
 
     async def sweep(self) -> None:
         """Clear away what crashes left: partial uploads, artifacts without a record, records without their version.

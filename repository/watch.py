@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import structlog
 
-from core.errors import PenstockError
+from core.errors import PenstockError, Unavailable
 from repository.catalog import Catalog, catalog
 from repository.records import Alias, ApiKey, Deployment, Version, VersionState
 from repository.store import Store
@@ -99,6 +99,18 @@ class Watch:
             finally:
                 self._reading = None
         return self.catalog
+
+    async def refresh_within(self, patience: float) -> Catalog:
+        """`refresh`, of a store that may be away for up to `patience` seconds: an election, a moment without answer."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        while True:
+            try:
+                return await self.refresh()
+            except Unavailable:
+                if loop.time() + self._interval >= deadline:
+                    raise
+            await asyncio.sleep(self._interval)
 
     async def run(self) -> None:
         """Refresh for ever: after each interval and each poke."""

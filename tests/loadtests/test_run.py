@@ -124,8 +124,8 @@ def test_who_leaves_late_has_waited() -> None:
 
 def test_a_model_that_the_server_lacks_is_named(site: Site) -> None:
     """Before anything is measured."""
-    with pytest.raises(RuntimeError, match="models that the server does not have: wine"):
-        _check_served(site.server, budgets(OPEN_LOOP, 1, ("wine", "grpc")))
+    with pytest.raises(RuntimeError, match="models that the server does not have: nowhere"):
+        _check_served(site.server, budgets(OPEN_LOOP, 1, ("nowhere", "grpc")))
 
 
 def test_a_bad_budgets_file_ends_it_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -719,6 +719,25 @@ FILLED = (
 )
 
 
+async def test_a_wait_for_a_load_outlives_an_election(filled: Path, tmp_path: Path) -> None:
+    """Whichever of its looks at the store gets no answer, where the store is back within the time given."""
+    store = await SqliteStore.open(Path(shutil.copy(filled, tmp_path / "records.sqlite")))
+    for calls in itertools.count():
+        away = Away()
+        watch = Watch(away.before(store), 0.01)
+        await watch.refresh()
+        commands = Commands(store, FileArtifacts(tmp_path / "artifacts"), Settings(), watch)
+        away.calls_left = calls
+        waiting = asyncio.create_task(commands.settle(a_version("m", 3), None, WITHIN_S))
+        await asyncio.sleep(0.05)
+        away.calls_left = 1 << 62
+        assert (await waiting).state == READY, f"away after {calls} calls"
+        if not away.unanswered:
+            break
+    await store.close()
+    assert calls > 1
+
+
 def test_the_table_has_every_command() -> None:
     """A new one needs a line here."""
     public = {name for name, what in vars(Commands).items() if inspect.iscoroutinefunction(what) and name[0] != "_"}
