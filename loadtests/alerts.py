@@ -9,6 +9,8 @@ ends soon after the trouble does (Google's SRE workbook, chapter 5):
     page    14.4 times over 1 h and over 5 min (2 % of the month's budget is gone)
     page     6   times over 6 h and over 30 min (5 %)
     ticket   1   times over 3 d and over 6 h (10 %)
+
+What a server has no bucket for nobody can count as late: that is an alert of its own, else it would never be noticed.
 """
 
 from __future__ import annotations
@@ -71,11 +73,18 @@ EXPIRED = Share("expired", _outcomes('outcome="late"'))
 
 def late(model: str, objective: Objective) -> Share:
     """Of the answers over each transport those that took longer than the objective says: what its bucket lacks."""
+    quick, every = _timed(model, objective)
+    return Share("late", f"1 - {quick} / {every}", {"model": model})
+
+
+def _timed(model: str, objective: Objective) -> tuple[str, str]:
+    """Answers a second within the objective's bound, and all of them, by transport."""
     labels = f'model="{model}",stage="total"'
     bound = objective.late_after_ms / 1e3
-    quick = f'sum by (transport) (rate({SECONDS}_bucket{{{labels},le="{bound}"}}[WINDOW]))'
-    every = f"sum by (transport) (rate({SECONDS}_count{{{labels}}}[WINDOW]))"
-    return Share("late", f"1 - {quick} / {every}", {"model": model})
+    return (
+        f'sum by (transport) (rate({SECONDS}_bucket{{{labels},le="{bound}"}}[WINDOW]))',
+        f"sum by (transport) (rate({SECONDS}_count{{{labels}}}[WINDOW]))",
+    )
 
 
 def indicators(model: str, objective: Objective) -> Iterator[Indicator]:
@@ -93,6 +102,7 @@ def rules(budgets: Budgets) -> dict[str, Any]:
         "groups": [
             {"name": "penstock-shares", "rules": [_recorded(each, window) for each in shares for window in WINDOWS]},
             {"name": "penstock-burn", "rules": [_alert(each, burn) for each in every for burn in BURNS]},
+            {"name": "penstock-unmeasured", "rules": [_unmeasured(*each) for each in budgets.objectives.items()]},
         ]
     }
 
@@ -114,6 +124,23 @@ def _alert(indicator: Indicator, burn: Burn) -> dict[str, Any]:
             "summary": f"{model}: {{{{ $value | humanizePercentage }}}} of requests {indicator.means}",
             "description": f"{burn.factor:g} times what the objective allows ({100 * indicator.allowed:g} % of a "
             f"month's), over {burn.long} and over {burn.short}.",
+        },
+    }
+
+
+def _unmeasured(model: str, objective: Objective) -> dict[str, Any]:
+    """There are answers, and no bucket ends where the objective's late ones begin."""
+    quick, every = (side.replace("WINDOW", "5m") for side in _timed(model, objective))
+    bound = f"{objective.late_after_ms:g} ms"
+    return {
+        "alert": "PenstockLateUnmeasured",
+        "expr": f"{every} unless {quick}",
+        "for": "15m",
+        "labels": {"severity": "ticket", "model": model},
+        "annotations": {
+            "summary": f"{model}: nobody counts answers over {{{{ $labels.transport }}}} that take longer than {bound}",
+            "description": f"Its objective says late_after: {bound}, and a server has no such bucket: add it to "
+            "PENSTOCK_METRICS_BUCKETS_MS.",
         },
     }
 

@@ -89,7 +89,7 @@ def test_prometheus_takes_the_rules(promtool: str) -> None:
 
 def test_a_burning_budget_pages_and_a_kept_one_does_not(tmp_path: Path, promtool: str) -> None:
     """In Prometheus's own evaluation: 2 % of errors for ten minutes after an hour of them page, 0.05 % do nothing, and
-    so for answers over 50 ms, whose alert names the transport."""
+    so for answers over 50 ms, whose alert names the transport; that no bucket ends there is told, too."""
     (tmp_path / "alerts.yml").write_text(rendered(ONE))
     (tmp_path / "test.yml").write_text(yaml.safe_dump(_scenes()))
     done = subprocess.run([promtool, "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True)
@@ -102,7 +102,29 @@ def _scenes() -> dict[str, Any]:
     return {
         "rule_files": ["alerts.yml"],
         "evaluation_interval": "1m",
-        "tests": [_scene(*burning, fires=True), _scene(*calm, fires=False)],
+        "tests": [_scene(*burning, fires=True), _scene(*calm, fires=False), _scene_without_its_bucket()],
+    }
+
+
+def _scene_without_its_bucket() -> dict[str, Any]:
+    """A server whose buckets end elsewhere."""
+    (rule,) = group("penstock-unmeasured")
+    labels = {"transport": "grpc"}
+    return {
+        "interval": "1m",
+        "input_series": _timed({"le": 1000, "count": 1000}, bucket="0.1"),
+        "alert_rule_test": [
+            {
+                "eval_time": "70m",
+                "alertname": rule["alert"],
+                "exp_alerts": [
+                    {
+                        "exp_labels": rule["labels"] | labels,
+                        "exp_annotations": {key: _filled(text, labels, "") for key, text in rule["annotations"].items()},
+                    }
+                ],
+            }
+        ],
     }
 
 
@@ -112,24 +134,29 @@ def _scene(outcomes: dict[str, int], answers: dict[str, int], fires: bool) -> di
         {"series": f'penstock_requests_total{{model="digits",version="1",outcome="{name}"}}', "values": f"0+{each}x80"}
         for name, each in outcomes.items()
     ]
-    labels = 'model="digits",version="1",stage="total",transport="grpc"'
-    name = "penstock_request_duration_seconds"
-    timed = [
-        {"series": f'{name}_bucket{{{labels},le="0.05"}}', "values": f"0+{answers['le']}x80"},
-        {"series": f"{name}_count{{{labels}}}", "values": f"0+{answers['count']}x80"},
-    ]
     expected = {
         "PenstockErrors": {"model": "digits"},
         "PenstockLate": {"model": "digits", "transport": "grpc"},
     }
     return {
         "interval": "1m",
-        "input_series": counted + timed,
+        "input_series": counted + _timed(answers),
         "alert_rule_test": [
             {"eval_time": "70m", "alertname": alert, "exp_alerts": _fired(alert, labels) if fires else []}
             for alert, labels in expected.items()
-        ],
+        ]
+        + [{"eval_time": "70m", "alertname": "PenstockLateUnmeasured", "exp_alerts": []}],
     }
+
+
+def _timed(answers: dict[str, int], bucket: str = "0.05") -> list[dict[str, str]]:
+    """Per minute: answers within a bucket, and all."""
+    labels = 'model="digits",version="1",stage="total",transport="grpc"'
+    name = "penstock_request_duration_seconds"
+    return [
+        {"series": f'{name}_bucket{{{labels},le="{bucket}"}}', "values": f"0+{answers['le']}x80"},
+        {"series": f"{name}_count{{{labels}}}", "values": f"0+{answers['count']}x80"},
+    ]
 
 
 def _fired(alert: str, labels: dict[str, str]) -> list[dict[str, Any]]:
