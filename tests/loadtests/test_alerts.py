@@ -120,7 +120,9 @@ def _scene_without_its_bucket() -> dict[str, Any]:
                 "exp_alerts": [
                     {
                         "exp_labels": rule["labels"] | labels,
-                        "exp_annotations": {key: _filled(text, labels, "") for key, text in rule["annotations"].items()},
+                        "exp_annotations": {
+                            key: _filled(text, labels, "") for key, text in rule["annotations"].items()
+                        },
                     }
                 ],
             }
