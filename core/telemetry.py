@@ -44,7 +44,8 @@ UNROUTED = Metric(
     "penstock_unrouted_requests",
     COUNTER,
     ("reason",),
-    "Infer requests that reached no model: by the error's reason, where they were refused before they were whole too",
+    "Infer requests that reached no model, by the error's reason: those refused before they were whole, and HTTP "
+    "requests without a readable head, among them",
 )
 TENANTS = Metric(
     "penstock_tenant_requests",

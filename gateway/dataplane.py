@@ -140,6 +140,10 @@ class DataPlane:
         """A transport has refused a request by itself, before it was whole: it is counted, and told of."""
         self._recorder.unrouted(exchange, error)
 
+    def unread(self, error: PenstockError) -> None:
+        """A transport has refused a request whose head it could not or would not read: it is counted."""
+        self._recorder.unread(error)
+
     def _refuse(self, exchange: Exchange, route: Route | None, error: PenstockError, owner: str = "") -> None:
         entry, exchange.entry = exchange.entry, None
         exchange.fail(error)

@@ -388,6 +388,7 @@ class Protocol(HttpToolsProtocol):
         if self.head_bytes + self.read_bytes > self.settings.max_header_bytes and self._head_too_large():
             turn.error = HeadersTooLarge("the request line and headers are too large")
             turn.keep_alive = False
+            self.plant.plane.unread(turn.error)
         elif target is not None:
             turn.head = InferHead(target, fields)
             turn.exchange = HttpExchange(self, turn.head)
@@ -516,6 +517,7 @@ class Protocol(HttpToolsProtocol):
         if turn is None or turn not in self.turns:
             turn = Turn(False, False)
             self.turns.append(turn)
+            self.plant.plane.unread(error)
         if turn.cycle is not None:
             if turn.cycle.response_started:
                 self.transport.close()

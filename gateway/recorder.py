@@ -57,6 +57,10 @@ class Recorder:
         except Exception:
             log.exception(FAILED)
 
+    def unread(self, error: PenstockError) -> None:
+        """A request of which no more is known than that it was refused."""
+        self.meters.unrouted[error.reason] += 1
+
 
 class VersionRecorder:
     """Of one open version. `statistics` are V2's, and end with the version."""

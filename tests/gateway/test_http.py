@@ -40,6 +40,9 @@ class Plane:
     def refused(self, exchange: Exchange, error: PenstockError) -> None:
         self.refusals.append((exchange.model, error.reason))
 
+    def unread(self, error: PenstockError) -> None:
+        self.refusals.append(("", error.reason))
+
     def infer(self, exchange: HttpExchange) -> None:
         if self.refusal is not None:
             exchange.fail(self.refusal)
@@ -462,17 +465,23 @@ async def test_refused_before_the_body() -> None:
 
 
 async def test_what_the_protocol_refuses_is_counted() -> None:
-    """Once each, where it is known to be an infer request."""
-    async with running(max_body_bytes=1000, body_timeout_s=0.1) as server:
+    """Once each: infer requests, and those whose head could not be read."""
+    settings = {"max_body_bytes": 1000, "max_header_bytes": 500, "body_timeout_s": 0.1, "header_timeout_s": 0.1}
+    async with running(**settings) as server:
         slow = post(INFER, b"a", length=10)
-        for request in (post(INFER, b"", length=2000), slow, post("/other", b"a", length=10), b"nonsense\r\n\r\n"):
+        long = b"GET / HTTP/1.1\r\nHost: t\r\nX: %b" % (b"x" * 600)
+        heads = (b"nonsense\r\n\r\n", long, long + b"\r\n\r\n", b"GET / HTTP/1.1\r\nHost")
+        for request in (post(INFER, b"", length=2000), slow, post("/other", b"a", length=10), *heads):
             wire = await server.wire()
             await wire.send(request)
             assert (await wire.answer()).status >= 400
         server.plane.refusal = Unauthenticated("no")
         await (wire := await server.wire()).send(post(INFER, b"x", length=100))
         assert (await wire.answer()).status == 401
-        assert server.plane.refusals == [("m", "too_large"), ("m", "slow_sender"), ("m", "unauthenticated")]
+        asked = [("m", "too_large"), ("m", "slow_sender"), ("m", "unauthenticated")]
+        unread = ["invalid_request", "headers_too_large", "headers_too_large", "slow_sender"]
+        assert [each for each in server.plane.refusals if each[0]] == asked
+        assert [reason for model, reason in server.plane.refusals if not model] == unread
 
 
 async def test_an_answer_before_the_body_ends_the_connection() -> None:
