@@ -6,14 +6,19 @@ connection would be over. The message would be put back, and end the next one's.
 cannot be read, its properties or its routing key, and comes like any other; whoever takes it refuses what then is
 missing.
 
-The seam is the reader of aiormq's connection, which is private to it: what ends a connection is read nowhere else.
+The bytes are read here for a second reason: frames of a channel that is an `Express` (`core/express.py`) are taken
+where they are read.
+
+The seam is the reader and the writer of aiormq's connection, which are private to it: what ends a connection is read
+nowhere else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import struct
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import aio_pika
 import aiormq.abc
@@ -28,6 +33,8 @@ from pamqp.constants import FRAME_END, FRAME_HEADER, FRAME_METHOD
 from pamqp.header import ContentHeader
 from yarl import URL
 
+from core.express import Express, short
+
 log = structlog.get_logger(__name__)
 
 _FRAME = struct.Struct(">BHI")
@@ -36,6 +43,8 @@ _HEADER = struct.Struct(">HHQ")
 """Class, weight, size of the body."""
 _TAGS = struct.Struct(">Q?")
 """Delivery tag, redelivered."""
+AT_ONCE = 1 << 18
+"""Bytes of one read at most."""
 
 
 class Connection(aio_pika.Connection):
@@ -58,30 +67,99 @@ class _Underlay(UnderlayConnection):
 
 
 class _Below(aiormq.connection.Connection):
+    """The library's connection, whose bytes are read and may be written here."""
+
+    _out: asyncio.StreamWriter | None = None
+
+    def put(self, frames: bytes) -> None:
+        """Write whole frames at once; they are lost where the connection is."""
+        out = self._out
+        if out is not None and not out.is_closing():
+            out.write(frames)
+
+    def heard(self) -> None:
+        """Something has come: the library takes a peer for stuck that sends none of its frames for long."""
+        self._Connection__last_frame_time = self.loop.time()
+
     async def _Connection__reader(self, receiver: FrameReceiver) -> None:  # noqa: N802 - the library's private name
-        await super()._Connection__reader(Receiver(receiver.reader))  # type: ignore[misc]
+        await super()._Connection__reader(Receiver(receiver.reader, self))  # type: ignore[misc]
+
+    async def _Connection__writer(self, writer: asyncio.StreamWriter) -> None:  # noqa: N802 - likewise
+        self._out = writer
+        await super()._Connection__writer(writer)  # type: ignore[misc]
+
+
+class Heard(Protocol):
+    """What a receiver needs of its connection."""
+
+    @property
+    def channels(self) -> Mapping[int, object]: ...
+
+    def heard(self) -> None: ...
 
 
 class Receiver(FrameReceiver):
-    """The frames after the connection's opening."""
+    """The frames after the connection's opening, but for those that an `Express` takes: these are its own at once."""
+
+    def __init__(self, reader: asyncio.StreamReader, connection: Heard) -> None:
+        super().__init__(reader)
+        self._connection = connection
+        self._data = b""
+        self._at = 0
 
     async def get_frame(self) -> ReceivedFrame:
         """Raises AMQPConnectionError where the peer is gone, InvalidFrameError for what no message explains."""
-        reader = self.reader
-        if reader.at_eof():
-            raise StopAsyncIteration
+        while True:
+            missing = self._missing()
+            if missing:
+                await self._read(missing)
+            elif (frame := self._next()) is not None:
+                return frame
+
+    def _missing(self) -> int:
+        """Bytes that the next frame still needs, as far as that is known."""
+        there = len(self._data) - self._at
+        if there < _FRAME.size:
+            return _FRAME.size - there
+        size: int = _FRAME.unpack_from(self._data, self._at)[2]
+        return max(0, _FRAME.size + size + 1 - there)
+
+    async def _read(self, missing: int) -> None:
+        rest = self._data[self._at :]
         try:
-            head = await reader.readexactly(_FRAME.size)
-            kind, channel, size = _FRAME.unpack(head)
-            frame = head + await reader.readexactly(size + 1)
+            if len(rest) < _FRAME.size:
+                came = await self.reader.read(AT_ONCE)
+            else:
+                came = await self.reader.readexactly(missing)
         except (asyncio.IncompleteReadError, OSError) as error:
             raise AMQPConnectionError(f"the connection ended: {error!r}") from error
-        try:
-            return pamqp.frame.unmarshal(frame)
-        except Exception as error:
-            if frame[-1] != FRAME_END:
+        if not came and not rest:
+            raise StopAsyncIteration
+        if not came:
+            raise AMQPConnectionError("the connection ended within a frame")
+        self._data, self._at = rest + came, 0
+        self._connection.heard()
+
+    def _next(self) -> ReceivedFrame | None:
+        """The frame that begins here, which is whole; None where it has been taken."""
+        data, begin = self._data, self._at
+        kind, number, size = _FRAME.unpack_from(data, begin)
+        at = begin + _FRAME.size
+        end = at + size
+        self._at = end + 1
+        if data[end] != FRAME_END:
+            raise InvalidFrameError("a frame does not end where it should")
+        channel = self._connection.channels.get(number)
+        if isinstance(channel, Express):
+            try:
+                if channel.take(kind, data, at, end):
+                    return None
+            except (struct.error, IndexError) as error:
                 raise InvalidFrameError(str(error)) from error
-            return len(frame), channel, _salvaged(kind, frame[_FRAME.size : -1], error)
+        try:
+            return pamqp.frame.unmarshal(data[begin : self._at])
+        except Exception as error:
+            return size + _FRAME.size + 1, number, _salvaged(kind, data[at:end], error)
 
 
 def _salvaged(kind: int, payload: bytes, error: Exception) -> Basic.Deliver | ContentHeader:
@@ -106,16 +184,11 @@ def _header(payload: bytes) -> ContentHeader:
 
 
 def _delivery(payload: bytes) -> Basic.Deliver:
-    consumer, at = _short(payload, 0)
+    end = len(payload)
+    consumer, at = short(payload, 0, end)
     tag, redelivered = _TAGS.unpack_from(payload, at)
-    exchange, at = _short(payload, at + _TAGS.size)
-    key, _ = _short(payload, at)
+    exchange, at = short(payload, at + _TAGS.size, end)
+    key, _ = short(payload, at, end)
     deliver = Basic.Deliver(consumer, tag, redelivered, routing_key=key)
     deliver.exchange = exchange  # as the library does: a name that it would not send may come
     return deliver
-
-
-def _short(payload: bytes, at: int) -> tuple[str, int]:
-    """A short string with what is no UTF-8 replaced, and where it ends."""
-    end = at + 1 + payload[at]
-    return payload[at + 1 : end].decode(errors="replace"), end

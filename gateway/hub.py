@@ -109,7 +109,7 @@ class Hub:
         side = await connection.channel(publisher_confirms=False)
         self.line.events, self.line.beats = await exchanges(side)
         await self._hear(side)
-        wire = await Wire.on(below, self.line.received)
+        wire = await Wire.opened(below, self.line.received)
         headers = {INSTANCE: self.line.instance, BOOT: beats.boot_id()}
         await wire.listen(reply_queue(self.line.instance), headers)
         self.line.wire = wire

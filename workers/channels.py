@@ -76,14 +76,14 @@ class Channels:
         await channel.declare_queue(POISON, durable=True, arguments=dict(POISON_ARGUMENTS))
         ears = await channel.declare_queue(exclusive=True, auto_delete=True, arguments=dict(EARS_ARGUMENTS))
         self._sure = await channel.get_underlay_channel()
-        self._intake = await Intake.on(self._sure.connection)
+        self._intake = await Intake.opened(self._sure.connection)
         self.outlet = Outlet(self._intake)
         for exchange, key in self._keys:
             await self._intake.queue_bind(ears.name, exchange, key)
         channel.close_callbacks.add(self._drop)
         self._intake.closing.add_done_callback(self._drop)
         self._intake.on_consumer_cancel_callbacks.add(self._drop)
-        await self._intake.take(ears.name, heard, no_ack=True)
+        await self._intake.take_from(ears.name, heard, no_ack=True)
 
     async def consume(self, prefetch: int, batch: Take, suspect: Take) -> None:
         """Take messages, `prefetch` at a time and suspects one by one; 0: no more.
@@ -119,7 +119,7 @@ class Channels:
 
     async def _consume(self, queue: str, prefetch: int, take: Take) -> str:
         await self._intake.basic_qos(prefetch_count=prefetch)
-        return await self._intake.take(queue, take)
+        return await self._intake.take_from(queue, take)
 
     def _drop(self, *_: object) -> None:
         """A channel that ends, or a consumer that the broker ends (its queue is gone), takes the connection with it:

@@ -20,11 +20,11 @@ from contextlib import suppress
 import msgspec
 import structlog
 from aio_pika.abc import AbstractConnection
-from aiormq.abc import DeliveredMessage
 
 from core import beats
 from core.beats import DRAINING, LONGEST_NAME, LONGEST_TEXT, READY, STARTING, ReplicaBeat
 from core.broker import Link
+from core.express import Delivered
 from core.fleet import Fleet
 from core.topology import BEATS, EVENTS, GATEWAY, replica_key
 from repository.records import Version
@@ -141,7 +141,7 @@ class Consumer:
             self._feed.pump()
         self._poke.set()
 
-    def _heard(self, message: DeliveredMessage) -> None:
+    def _heard(self, message: Delivered) -> None:
         """A beat, of a gateway or of this version's replicas, or cancellations."""
         self._link.heard()
         try:

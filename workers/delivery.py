@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
-from aiormq.abc import DeliveredMessage
 
 from core.datatypes import DATATYPES
+from core.express import Delivered
 from core.topology import ATTEMPT, BOOT, INSTANCE, MEMBER, SUSPECT_ATTEMPTS
 from repository.records import TensorSpec, Version
 from workers.messages import Batch, Column, decode
@@ -49,9 +49,9 @@ class Delivery(msgspec.Struct):
     started: int = 0
 
 
-def read(message: DeliveredMessage, version: Version, suspect: bool) -> Delivery:
+def read(message: Delivered, version: Version, suspect: bool) -> Delivery:
     """Raises ValueError, with the cause, for what cannot be run or not be answered."""
-    properties = message.header.properties
+    properties = message.properties
     reply_to = properties.reply_to or ""
     if not reply_to.startswith(REPLIES):
         raise ValueError("it names no reply queue")
@@ -89,9 +89,9 @@ class Sender(NamedTuple):
     members: int
 
 
-def sender_of(message: DeliveredMessage) -> Sender | None:
+def sender_of(message: Delivered) -> Sender | None:
     """Who is to hear that a message is refused; None where it does not even tell that."""
-    reply_to = message.header.properties.reply_to or ""
+    reply_to = message.properties.reply_to or ""
     try:
         batch = decode(message.body)
     except ValueError:

@@ -17,9 +17,9 @@ from functools import partial
 from typing import Any
 
 import structlog
-from aiormq.abc import DeliveredMessage
 
 from core.errors import Internal, TooLarge, WorkerLost, new_error_id
+from core.express import Delivered
 from core.fleet import Fleet
 from core.topology import FINAL, MEMBER, POISON, SEQUENCE, suspect_queue
 from workers import clocks, suspects
@@ -106,13 +106,13 @@ class Feed:
 
     # --- in -------------------------------------------------------------------------------------------------------
 
-    def _take_batch(self, message: DeliveredMessage) -> None:
+    def _take_batch(self, message: Delivered) -> None:
         self._take(message, suspect=False)
 
-    def _take_suspect(self, message: DeliveredMessage) -> None:
+    def _take_suspect(self, message: Delivered) -> None:
         self._take(message, suspect=True)
 
-    def _take(self, message: DeliveredMessage, suspect: bool) -> None:
+    def _take(self, message: Delivered, suspect: bool) -> None:
         now = time.monotonic_ns()
         tag = message.delivery_tag or 0
         self._out.add(tag)
@@ -201,7 +201,7 @@ class Feed:
 
     # --- what cannot run, or was lost -----------------------------------------------------------------------------
 
-    async def _refuse(self, message: DeliveredMessage, cause: str) -> None:
+    async def _refuse(self, message: Delivered, cause: str) -> None:
         error_id = new_error_id()
         log.error("message refused", model=self._version.key, cause=cause, error_id=error_id)
         await self._record(message.body, cause, error_id)

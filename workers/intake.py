@@ -1,37 +1,25 @@
-"""A channel whose deliveries are plain calls, where they are read: the library makes a task for each."""
+"""A channel whose deliveries go to whoever takes them from that queue."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
 
-import structlog
-from aiormq.abc import AbstractConnection, DeliveredMessage
-from aiormq.channel import Channel
-from pamqp.commands import Basic
+from aiormq.abc import AbstractConnection
 
-log = structlog.get_logger(__name__)
+from core.express import Delivered, Express
 
-Take = Callable[[DeliveredMessage], None]
+Take = Callable[[Delivered], None]
 
 
-class Intake(Channel):
-    """No confirms. A failure of `Take` is logged: it must not end the channel."""
+class Intake(Express):
+    """No confirms."""
 
     def __init__(self, connection: AbstractConnection, number: int) -> None:
-        super().__init__(connection, number, publisher_confirms=False)
+        super().__init__(connection, number, confirms=False)
         self._takes: dict[str, Take] = {}
 
-    @classmethod
-    async def on(cls, connection: AbstractConnection) -> Intake:
-        """A channel of its own of an open connection."""
-        number = max(connection.channels, default=0) + 1
-        intake = cls(connection, number)
-        connection.channels[number] = intake
-        await intake.open()
-        return intake
-
-    async def take(self, queue: str, take: Take, no_ack: bool = False) -> str:
+    async def take_from(self, queue: str, take: Take, no_ack: bool = False) -> str:
         """Have each message of a queue handed to `take`; returns the consumer's tag, for `leave`."""
         tag = secrets.token_hex(8)
         self._takes[tag] = take
@@ -43,16 +31,11 @@ class Intake(Channel):
         await self.basic_cancel(tag)
         del self._takes[tag]
 
-    async def _on_deliver_frame(self, frame: Basic.Deliver) -> None:
-        message = await self._read_content(frame, await self._get_frame())  # type: ignore[arg-type]
-        take = self._takes.get(frame.consumer_tag or "")
-        if take is None:
-            return
-        try:
+    def delivered(self, message: Delivered) -> None:
+        take = self._takes.get(message.consumer_tag)
+        if take is not None:
             take(message)
-        except Exception:
-            log.exception("a delivery could not be handled")
 
 
-async def _unheard(message: DeliveredMessage) -> None:
-    """Deliveries do not come this way: see `_on_deliver_frame`."""
+async def _unheard(message: object) -> None:
+    """Deliveries do not come this way."""

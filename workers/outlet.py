@@ -1,6 +1,6 @@
 """Frames to the broker without a task, a lock or a future for each: replies with their acknowledgements, and beats.
 
-The library's own `basic_publish` takes a channel lock and a coroutine; without confirms neither is needed. What is put
+The library's own `basic_publish` takes a channel lock and a coroutine; without confirms neither is needed. What is sent
 here goes out in order, so a reply is with the broker before the acknowledgement that follows it; and what is put in one
 turn of the event loop, such as the replies of one execution, goes out in one write.
 """
@@ -12,10 +12,10 @@ import struct
 
 import pamqp.encode
 import pamqp.frame
-from aiormq.abc import ChannelFrame
-from aiormq.channel import Channel
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
+
+from core.express import Express
 
 _FRAME = struct.Struct(">BHI")
 _HEADER = struct.Struct(">HHQH")
@@ -35,13 +35,12 @@ def table(headers: FieldTable) -> bytes:
 class Outlet:
     """One channel that has no confirms. Each of its methods gives bytes for `send`."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Express) -> None:
+        self._channel = channel
         self._number = channel.number
         self._room = channel.max_content_size
-        self._queue: asyncio.Queue[ChannelFrame] = channel.write_queue
         self._methods: dict[tuple[str, str], bytes] = {}
         self._waiting: list[bytes] = []
-        self._pushing: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     def reply(self, queue: str, number: int, headers: bytes, body: bytes) -> bytes:
@@ -63,22 +62,17 @@ class Outlet:
 
     def send(self, *frames: bytes) -> None:
         """Have frames written at the end of this turn of the event loop."""
-        if not self._waiting and self._pushing is None:
+        if not self._waiting:
             self._loop.call_soon(self._flush)
         self._waiting += frames
 
     async def written(self) -> None:
-        """Return when everything is with the library's writer."""
+        """Return when everything is on its way."""
         await asyncio.sleep(0)
-        while self._pushing is not None:
-            await asyncio.wait([self._pushing])
 
     def close(self) -> None:
         """Drop what waits: the connection is gone."""
         self._waiting.clear()
-        pushing, self._pushing = self._pushing, None
-        if pushing is not None:
-            pushing.cancel()
 
     def _publish(self, exchange: str, key: str, flags: int, properties: bytes, body: bytes) -> bytes:
         head = _HEADER.pack(_BASIC, 0, len(body), flags) + properties
@@ -102,20 +96,6 @@ class Outlet:
         return _FRAME.pack(kind, self._number, size)
 
     def _flush(self) -> None:
-        packed = self._packed()
-        if packed is not None:
-            try:
-                self._queue.put_nowait(packed)
-            except asyncio.QueueFull:
-                self._pushing = asyncio.create_task(self._push(packed))
-
-    async def _push(self, packed: ChannelFrame | None) -> None:
-        """More was sent than the library's writer takes at once: in order, as it gets room."""
-        while packed is not None:
-            await self._queue.put(packed)
-            packed = self._packed()
-        self._pushing = None
-
-    def _packed(self) -> ChannelFrame | None:
         waiting, self._waiting = self._waiting, []
-        return ChannelFrame(payload=b"".join(waiting), should_close=False) if waiting else None
+        if waiting:
+            self._channel.put(b"".join(waiting))

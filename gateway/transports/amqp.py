@@ -15,7 +15,6 @@ from math import ceil
 
 import msgspec
 import structlog
-from aiormq.abc import DeliveredMessage
 
 from core.errors import (
     DeadlineExceeded,
@@ -28,6 +27,7 @@ from core.errors import (
     WorkerLost,
     new_error_id,
 )
+from core.express import Delivered
 from core.fleet import Fleet
 from core.settings import Settings
 from core.topology import FINAL, MEMBER, cancel_key, infer_queue
@@ -242,12 +242,12 @@ class Amqp:
 
     # --- in -------------------------------------------------------------------------------------------------------
 
-    def _received(self, number: int, message: DeliveredMessage) -> None:
+    def _received(self, number: int, message: Delivered) -> None:
         flight = self._flights.get(number)
         if flight is None:
             return
         now = time.monotonic_ns()
-        headers = message.header.properties.headers or {}
+        headers = message.properties.headers or {}
         member = headers.get(MEMBER)
         if member is None and not message.body and headers.get(FINAL) is False:
             flight.split, flight.heard = True, now

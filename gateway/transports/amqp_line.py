@@ -13,17 +13,17 @@ import structlog
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractExchange
 from aio_pika.exceptions import AMQPError
-from aiormq.abc import DeliveredMessage
 
 from core.broker import Link
 from core.errors import PenstockError, Unavailable
+from core.express import Delivered
 from gateway.transports.amqp_wire import Wire
 
 log = structlog.get_logger(__name__)
 
 SAY_S = 1.0
 
-Taker = Callable[[DeliveredMessage], None]
+Taker = Callable[[Delivered], None]
 
 
 class Line:
@@ -85,10 +85,10 @@ class Line:
         """Replies to it are late from now on."""
         self._takers.pop(str(number), None)
 
-    def received(self, message: DeliveredMessage) -> None:
+    def received(self, message: Delivered) -> None:
         """A reply, in whatever state. One that is late, or doubled, or nobody's, is dropped."""
         self.heard = time.monotonic_ns()
-        taker = self._takers.get(message.header.properties.correlation_id or "")
+        taker = self._takers.get(message.properties.correlation_id or "")
         if taker is not None:
             taker(message)
 

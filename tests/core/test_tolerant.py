@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 import aio_pika
@@ -98,11 +98,19 @@ async def test_a_message_comes_with_what_can_be_read_of_its_routing_key(amqp_url
 # --- frames -------------------------------------------------------------------------------------------------------
 
 
+class Silent:
+    """A connection without channels of ours."""
+
+    channels: Mapping[int, object] = {}
+
+    def heard(self) -> None: ...
+
+
 async def received(data: bytes) -> ReceivedFrame:
     reader = asyncio.StreamReader()
     reader.feed_data(data)
     reader.feed_eof()
-    return await Receiver(reader).get_frame()
+    return await Receiver(reader, Silent()).get_frame()
 
 
 def framed(kind: int, payload: bytes) -> bytes:
@@ -154,4 +162,4 @@ async def test_a_peer_that_leaves() -> None:
     reader = asyncio.StreamReader()
     reader.set_exception(ConnectionResetError())
     with pytest.raises(AMQPConnectionError, match="ConnectionReset"):
-        await Receiver(reader).get_frame()
+        await Receiver(reader, Silent()).get_frame()

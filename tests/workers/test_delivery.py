@@ -7,12 +7,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiormq.abc import DeliveredMessage
 from hypothesis import given
 from hypothesis import strategies as st
-from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 
+from core.express import Delivered, Properties
 from repository.records import TensorSpec
 from tests.workers.deliveries import delivery_of, message
 from tests.workers.samples import batch_of, rows, version
@@ -94,8 +92,8 @@ def test_a_variable_size_may_be_any_that_memory_has() -> None:
     ("properties", "cause"),
     [
         ({"correlation_id": "51"}, "correlation id"),
-        ({"correlation_id": None}, "correlation id"),
-        ({"reply_to": None}, "reply queue"),
+        ({"correlation_id": ""}, "correlation id"),
+        ({"reply_to": ""}, "reply queue"),
         ({"reply_to": "infer.m.1"}, "reply queue"),
     ],
 )
@@ -103,7 +101,7 @@ def test_one_that_cannot_be_answered_is_refused(properties: dict[str, Any], caus
     """A reply queue that is none least of all: the answer would come back as a batch."""
     one = message(lying())
     for name, value in properties.items():
-        setattr(one.header.properties, name, value)
+        one = one._replace(properties=one.properties._replace(**{name: value}))
     with pytest.raises(ValueError, match=cause):
         read(one, version(), suspect=False)
 
@@ -145,10 +143,9 @@ def test_garbage_raises_nothing_but_value_errors(tail: bytes, at: int, value: in
     """Random bytes, and honest frames with one byte changed."""
     whole = bytearray(b"".join(encode(lying()))[4:])
     whole[at % len(whole)] = value
-    properties = Basic.Properties(correlation_id="50", reply_to="reply.g")
+    properties = Properties(correlation_id="50", reply_to="reply.g")
     for body in (tail, bytes(whole), bytes(whole[:at]) + tail, b"".join(encode(Reply(50, [], Timing())))[4:]):
-        header = ContentHeader(properties=properties, body_size=len(body))
-        one = DeliveredMessage(Basic.Deliver(delivery_tag=1), header, body, None)  # type: ignore[arg-type]
+        one = Delivered("c", 1, False, "", "infer", properties, body)
         sender_of(one)
         try:
             read(one, version(), suspect=False)

@@ -135,6 +135,7 @@ async def test_a_channel_that_the_broker_closes(amqp_url: str) -> None:
         wire = hub.line.wire
         assert wire is not None
         await wire.basic_ack(12345, wait=False)
+        await until(wire.write_queue.empty)
         blamed = send(transport, batch_of(rows(2), number=2))
         assert firsts(await answered(known)) == [1]
         assert reasons(await answered(blamed)) == ["worker_lost"]
