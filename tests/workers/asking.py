@@ -168,8 +168,11 @@ class Asking:
         return True
 
     async def until_ready(self, replicas: int = 1, within: float = BOUND_S) -> None:
-        seen = len(self.heard)
-        await until(lambda: len({b.sender for b in self.heard[seen:] if b.state == READY}) >= replicas, within)
+        """By beats that are sent from now on, on this machine's clock, not by some that are still on their way."""
+        begun = time.monotonic_ns()
+        await until(
+            lambda: len({b.sender for b in self.heard if b.state == READY and b.sent >= begun}) >= replicas, within
+        )
 
     async def _reply(self, message: AbstractIncomingMessage) -> None:
         self.answers[int(message.correlation_id or 0)].take(message)
