@@ -1,8 +1,11 @@
 """What it costs to watch: the product over REST at 128 connections, by servers that differ in nothing else.
 
-unmetered    neither metrics nor traces
-metrics      as it ships, without a collector
-1 %, 100 %   the same, and that share of requests traced to a Jaeger on the same machine, which takes its part of it
+unmetered           neither metrics nor traces
+metrics             as it ships, without a collector
+1 %, 100 %          the same, and that share of requests traced to a Jaeger on the same machine, which takes its part of
+                    it
+1 % sent elsewhere  to a collector that does nothing with them: what tracing costs the server, without what Jaeger costs
+                    the machine
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ from typing import NamedTuple
 from benchmarks import models
 from benchmarks.against_echo import ONE, push_product
 from benchmarks.load import HttpTarget, Load, load_http
-from benchmarks.processes import ROOT, cpu_seconds, penstock
+from benchmarks.processes import ROOT, cpu_seconds, echo, penstock
 from benchmarks.rows import Plan, Row, median, ratio
 from tests.running import COMMAND, RunningServer, clean_environment
 
 CALLERS = 128
 METRICS_AT_LEAST, TRACING_AT_LEAST = 0.97, 0.95
-UNMETERED, METRICS, SOME, ALL = "unmetered", "metrics", "1 %", "100 %"
+UNMETERED, METRICS, SOME, ALL, ELSEWHERE = "unmetered", "metrics", "1 %", "100 %", "1 % sent elsewhere"
 
 
 class Seen(NamedTuple):
@@ -54,22 +57,28 @@ class Side(NamedTuple):
 
 def telemetry(plan: Plan) -> list[Row]:
     with contextlib.ExitStack() as stack:
-        collector = stack.enter_context(_jaeger())
-        tracing = collector | {"OTEL_TRACES_SAMPLER": "traceidratio"}
+        tracing = stack.enter_context(_jaeger()) | {"OTEL_TRACES_SAMPLER": "traceidratio"}
+        elsewhere = stack.enter_context(echo("benchmarks.collector"))
         variables = {
             UNMETERED: {"PYTHONPATH": str(ROOT / "benchmarks" / "unmetered")},
             METRICS: {},
             SOME: tracing | {"OTEL_TRACES_SAMPLER_ARG": "0.01"},
             ALL: tracing | {"OTEL_TRACES_SAMPLER_ARG": "1"},
+            ELSEWHERE: {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{elsewhere.port}",
+                "OTEL_TRACES_SAMPLER": "traceidratio",
+                "OTEL_TRACES_SAMPLER_ARG": "0.01",
+            },
         }
         sides = {name: stack.enter_context(_side(each)) for name, each in variables.items()}
         for side in sides.values():
             side.run(1)  # warm
         rounds = [_round(sides, number, plan.seconds) for number in range(plan.rounds)]
-        spans = {name: sides[name].spans() for name in (SOME, ALL)}
+        spans = {name: sides[name].spans() for name in (SOME, ELSEWHERE, ALL)}
     return [
         _row(rounds, METRICS, UNMETERED, METRICS_AT_LEAST, {}),
         _row(rounds, SOME, METRICS, TRACING_AT_LEAST, spans[SOME]),
+        _row(rounds, ELSEWHERE, METRICS, TRACING_AT_LEAST, spans[ELSEWHERE]),
         _row(rounds, ALL, METRICS, None, spans[ALL]),
     ]
 
