@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.errors import DeadlineExceeded, Hopeless, QueueFull
-from gateway.admission import LONGEST_RETRY_S, PROBE, Admission, retry_after
+from gateway.admission import LONGEST_RETRY_S, NOBODY, PROBE, Admission, retry_after
 from gateway.batching.entry import Entry
 from gateway.batching.estimate import Estimate
 from gateway.batching.policy import Policy
+from gateway.batching.queue import level_of
 from gateway.transports.base import Sample
 from tests.gateway.batching.simulation import KEY, Model, Simulation, Source
 
@@ -72,6 +75,30 @@ def test_a_deadline_within_the_work_ahead_is_hopeless_at_once() -> None:
     with pytest.raises(Hopeless) as refusal:
         subject.check(entry(29.9), 0)
     assert refusal.value.retry_after == 1
+
+
+@given(st.data())
+def test_what_is_tried_first_is_never_less_than_the_prediction(data: st.DataObject) -> None:
+    """Whatever waits, whose it is, what flies, and what has been seen so far."""
+    whole = st.integers(0, 100 * MS)
+    subject = door(fixed_ms=data.draw(st.sampled_from([0.0, 2.0, 20.0])), max_batch=data.draw(st.sampled_from([1, 8])))
+    policy, most = subject.policy, subject.policy.queue.capacity
+    policy.outlook.count(data.draw(st.integers(1, 8)), data.draw(st.integers(1, 4)))
+    rows, tenants = st.integers(1, most), st.sampled_from("abcd")
+    for _ in range(data.draw(st.integers(0, 30))):
+        policy.add(entry(10**6, rows=data.draw(rows), tenant=data.draw(tenants), priority=data.draw(st.integers(0, 2))))
+    for _ in range(data.draw(st.integers(0, 3))):
+        policy.decide(0, 9)
+    for level in policy.queue.levels:
+        for tenant in level.tenants.values():
+            tenant.pace = data.draw(st.sampled_from([0.0, 1e3, 5e6]))
+    policy.outlook.bias = data.draw(whole)
+    now = data.draw(whole)
+    one = entry(rows=data.draw(rows), tenant=data.draw(tenants), priority=data.draw(st.integers(0, 2)))
+    tenant = policy.queue.levels[level_of(one.priority) - 1].tenants.get(one.tenant, NOBODY)
+    predicted, at_most = subject.predict(one, now), subject._at_most(tenant, one.rows, now)
+    assert predicted <= at_most + 1
+    assert at_most <= subject._crudely(tenant, now) + 1
 
 
 def test_the_margin_is_kept_under_each_deadline_of_a_busy_worker() -> None:
