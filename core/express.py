@@ -106,7 +106,7 @@ class Express(Channel):
     def take(self, kind: int, data: bytes, at: int, end: int) -> bool:
         """The frame of this kind whose content is `data[at:end]`; False: it is one for the library.
 
-        Raises struct.error or IndexError for one that is cut short.
+        Raises IndexError for one that is cut short.
         """
         if kind == FRAME_METHOD:
             return self._take_method(data, at, end)
@@ -114,7 +114,7 @@ class Express(Channel):
         if coming is None:
             return False
         if kind == FRAME_HEADER:
-            _, _, coming.missing = _HEADER.unpack_from(data, at)
+            _, _, coming.missing = _unpack(_HEADER, data, at, end)
             coming.properties = _read_properties(data[at + _HEADER.size : end])
         elif kind == FRAME_BODY:
             coming.pieces.append(data[at:end])
@@ -127,14 +127,14 @@ class Express(Channel):
         return True
 
     def _take_method(self, data: bytes, at: int, end: int) -> bool:
-        (method,) = _METHOD.unpack_from(data, at)
+        (method,) = _unpack(_METHOD, data, at, end)
         at += _METHOD.size
         if method == Basic.Deliver.index:
             consumer, at = short(data, at, end)
-            tag, bits = _TAGS.unpack_from(data, at)
+            tag, bits = _unpack(_TAGS, data, at, end)
             self._coming = _Coming(consumer, tag, bool(bits & 1), data, at + _TAGS.size, end)
         elif method == Basic.Ack.index or method == Basic.Nack.index:
-            tag, bits = _TAGS.unpack_from(data, at)
+            tag, bits = _unpack(_TAGS, data, at, end)
             self.handle(self.confirmed, tag, bool(bits & 1), method == Basic.Ack.index)
         elif method == Basic.Return.index:
             _, at = short(data, at + 2, end)  # after its code comes its text
@@ -173,9 +173,16 @@ class _Coming:
         return Delivered(self.consumer, self.tag, self.again, self.exchange, self.key, self.properties, body)
 
 
+def _unpack(form: struct.Struct, data: bytes, at: int, end: int) -> tuple[Any, ...]:
+    """What stands at `at`. Raises IndexError where that goes beyond `end`, into the next frame."""
+    if end - at < form.size:
+        raise IndexError("a frame is cut short")
+    return form.unpack_from(data, at)
+
+
 def short(data: bytes, at: int, end: int) -> tuple[str, int]:
     """A short string with what is no UTF-8 replaced, and where it ends. Raises IndexError for one that is cut short."""
-    after = at + 1 + data[at]
+    after = at + 1 + data[at] if at < end else end + 1
     if after > end:
         raise IndexError("a string longer than its frame")
     return data[at + 1 : after].decode(errors="replace"), after

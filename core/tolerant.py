@@ -43,6 +43,7 @@ _HEADER = struct.Struct(">HHQ")
 """Class, weight, size of the body."""
 _TAGS = struct.Struct(">Q?")
 """Delivery tag, redelivered."""
+NO_LIMIT = (1 << 31) - 1
 AT_ONCE = 1 << 18
 """Bytes of one read at most."""
 
@@ -67,7 +68,11 @@ class _Underlay(UnderlayConnection):
 
 
 class _Below(aiormq.connection.Connection):
-    """The library's connection, whose bytes are read and may be written here."""
+    """The library's connection, whose bytes are read and may be written here.
+
+    Its writer waits after some frames until the socket has taken nearly all, which what is put might never let happen:
+    so it has no limit to wait for. What is under way is bounded by who sends it.
+    """
 
     _out: asyncio.StreamWriter | None = None
 
@@ -86,6 +91,7 @@ class _Below(aiormq.connection.Connection):
 
     async def _Connection__writer(self, writer: asyncio.StreamWriter) -> None:  # noqa: N802 - likewise
         self._out = writer
+        writer.transport.set_write_buffer_limits(high=NO_LIMIT)
         await super()._Connection__writer(writer)  # type: ignore[misc]
 
 
@@ -154,7 +160,7 @@ class Receiver(FrameReceiver):
             try:
                 if channel.take(kind, data, at, end):
                     return None
-            except (struct.error, IndexError) as error:
+            except IndexError as error:
                 raise InvalidFrameError(str(error)) from error
         try:
             return pamqp.frame.unmarshal(data[begin : self._at])

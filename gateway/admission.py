@@ -94,8 +94,9 @@ class Admission:
         """What the prediction does not exceed: all that waits goes first, and the batch is the longest."""
         policy = self.policy
         estimate, outlook = policy.estimate, policy.outlook
-        start = max(outlook.begins(self._batches(policy.queue.rows, rows), now), outlook.free[-1])
-        return start - now + outlook.bias + self._backlog(tenant, rows) + estimate.longest + estimate.overhead
+        drained = self._batches(policy.queue.rows, rows) * estimate.full / outlook.share
+        wait = max(outlook.free[-1] - now, 0) + drained + outlook.bias + self._backlog(tenant, rows)
+        return wait + estimate.longest + estimate.overhead
 
     def _crudely(self, tenant: Tenant, now: int) -> float:
         """What that does not exceed, for a tenth of the work: each who waits rides alone in a full batch. Nearly all

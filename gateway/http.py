@@ -517,7 +517,8 @@ class Protocol(HttpToolsProtocol):
         if turn is None or turn not in self.turns:
             turn = Turn(False, False)
             self.turns.append(turn)
-            self.plant.plane.unread(error)
+            if self.begun:
+                self.plant.plane.unread(error)
         if turn.cycle is not None:
             if turn.cycle.response_started:
                 self.transport.close()

@@ -149,10 +149,11 @@ class Commands:
         Raises InvalidRequest with the reason when it does not load, Unavailable when `timeout` seconds pass before.
         """
         wait = self._settings.load_timeout_s + SLACK_S if timeout is None else timeout
+        until = _now() + wait
         state = await self.wait_state(version.model, version.version, version.attempt, wait)
         if state.state != READY and await self._superseded(version):
             return await self._settle_late(version, alias, wait)
-        return await self._settled(state, alias, wait)
+        return await self._settled(state, alias, until)
 
     async def _superseded(self, version: Version) -> bool:
         """Whether a higher version came before this one could be tried, so that the rule no longer wants it."""
@@ -163,23 +164,25 @@ class Commands:
         """Have a superseded version loaded all the same, so that its pusher learns whether it works."""
         asked = await self._changes.change(version, lambda now: replace(now, wanted=ALWAYS, attempt=now.attempt + 1))
         try:
+            until = _now() + wait
             state = await self.wait_state(version.model, version.version, asked.attempt, wait)
-            return await self._settled(state, alias, wait)
+            return await self._settled(state, alias, until)
         finally:
             await self._changes.change(asked, lambda now: replace(now, wanted=AUTO) if now.wanted == ALWAYS else now)
             self._watch.poke()
 
-    async def _settled(self, state: VersionState, alias: str | None, patience: float) -> VersionState:
+    async def _settled(self, state: VersionState, alias: str | None, until: float) -> VersionState:
         _or_refuse(state)
         if alias is not None:
             await self.set_alias(state.model, alias, state.version)
-        await self._until_served(state, patience)
+        await self._until_served(state, until)
         await self._keep_few(state.model)
         return state
 
-    async def _until_served(self, state: VersionState, patience: float) -> None:
-        """Who is told that a version is ready may ask for it at once, wherever requests come in."""
-        catalog = await self._watch.refresh_within(patience)
+    async def _until_served(self, state: VersionState, until: float) -> None:
+        """Who is told that a version is ready may ask for it at once, wherever requests come in. `until`: when patience
+        with a store that is away ends."""
+        catalog = await self._watch.refresh_within(until - _now())
         await self.served(state.model, state.version, catalog.revision)
 
     async def complete_signature(self, version: Version, signature: Signature, max_batch: int) -> Version:
@@ -337,10 +340,11 @@ class Commands:
         asked = [await self._want(catalog, target) for target in targets]
         await self._watch.wrote()
         wait = self._settings.load_timeout_s + SLACK_S if timeout is None else timeout
+        until = _now() + wait
         states = [await self.wait_state(model, each.version, each.attempt, wait) for each in asked]
         for state in states:
             _or_refuse(state)
-            await self._until_served(state, wait)
+            await self._until_served(state, until)
         return states[0]
 
     async def unload(self, model: str, version: int | str | None = None, timeout: float | None = None) -> VersionState:
@@ -371,8 +375,9 @@ class Commands:
             done = state is not None and state.attempt >= attempt and state.state in (READY, UNAVAILABLE)
             return state if done else None
 
+        until = _now() + timeout
         await self._watch.refresh_within(timeout)
-        state = await self._watch.until(settled, timeout)
+        state = await self._watch.until(settled, until - _now())
         if state is None:
             raise Unavailable(f"version {version} of model {model!r} is not ready after {timeout:g} s, it still loads")
         return state
@@ -589,6 +594,11 @@ def _versions(catalog: Catalog, model: str) -> list[Version]:
     if not versions:
         raise NotFound(f"unknown model {model[:128]!r}")
     return list(versions.values())
+
+
+def _now() -> float:
+    """In seconds of the event loop."""
+    return asyncio.get_running_loop().time()
 
 
 def _or_refuse(state: VersionState) -> VersionState:

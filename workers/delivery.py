@@ -52,7 +52,7 @@ class Delivery(msgspec.Struct):
 def read(message: Delivered, version: Version, suspect: bool) -> Delivery:
     """Raises ValueError, with the cause, for what cannot be run or not be answered."""
     properties = message.properties
-    reply_to = properties.reply_to or ""
+    reply_to = properties.reply_to
     if not reply_to.startswith(REPLIES):
         raise ValueError("it names no reply queue")
     batch = decode(message.body)
@@ -61,9 +61,9 @@ def read(message: Delivered, version: Version, suspect: bool) -> Delivery:
     if properties.correlation_id != str(batch.id):
         raise ValueError("its correlation id is not its batch's")
     check(batch, version)
-    headers: dict[str, object] = dict(properties.headers or {})
+    headers: dict[str, object] = dict(properties.headers)
     delivery = Delivery(
-        tag=message.delivery_tag or 0,
+        tag=message.delivery_tag,
         body=message.body,
         batch=batch,
         home=batch.id,
@@ -91,7 +91,7 @@ class Sender(NamedTuple):
 
 def sender_of(message: Delivered) -> Sender | None:
     """Who is to hear that a message is refused; None where it does not even tell that."""
-    reply_to = message.properties.reply_to or ""
+    reply_to = message.properties.reply_to
     try:
         batch = decode(message.body)
     except ValueError:

@@ -114,7 +114,7 @@ class Feed:
 
     def _take(self, message: Delivered, suspect: bool) -> None:
         now = time.monotonic_ns()
-        tag = message.delivery_tag or 0
+        tag = message.delivery_tag
         self._out.add(tag)
         self._rest.clear()
         try:
@@ -205,7 +205,7 @@ class Feed:
         error_id = new_error_id()
         log.error("message refused", model=self._version.key, cause=cause, error_id=error_id)
         await self._record(message.body, cause, error_id)
-        sender, tag, outlet = sender_of(message), message.delivery_tag or 0, self._channels.outlet
+        sender, tag, outlet = sender_of(message), message.delivery_tag, self._channels.outlet
         if sender is not None:
             failure = failure_of(Internal("the request could not be run", error_id=error_id))
             outlet.send(self._reply(sender.reply_to, Reply(sender.home, [failure] * sender.members, Timing())))

@@ -41,9 +41,9 @@ class Curve:
 
     def at(self, rows: int) -> int:
         sizes, times = self.sizes, self.times
-        k = (rows - 1).bit_length()
-        if k >= len(sizes):
+        if rows >= sizes[-1]:
             return times[-1]
+        k = (rows - 1).bit_length()
         high = sizes[k]
         if rows == high:
             return times[k]

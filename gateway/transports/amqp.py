@@ -247,7 +247,7 @@ class Amqp:
         if flight is None:
             return
         now = time.monotonic_ns()
-        headers = message.properties.headers or {}
+        headers = message.properties.headers
         member = headers.get(MEMBER)
         if member is None and not message.body and headers.get(FINAL) is False:
             flight.split, flight.heard = True, now

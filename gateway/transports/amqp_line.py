@@ -88,7 +88,7 @@ class Line:
     def received(self, message: Delivered) -> None:
         """A reply, in whatever state. One that is late, or doubled, or nobody's, is dropped."""
         self.heard = time.monotonic_ns()
-        taker = self._takers.get(message.properties.correlation_id or "")
+        taker = self._takers.get(message.properties.correlation_id)
         if taker is not None:
             taker(message)
 

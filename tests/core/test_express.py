@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import math
+import socket
 from typing import Any
 
+import aiormq.connection
 import pamqp.frame
 import pytest
-from aiormq.abc import AbstractConnection
+from aiormq.abc import ChannelFrame
 from aiormq.exceptions import InvalidFrameError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -203,12 +207,13 @@ async def test_what_is_cut_short_ends_the_connection(name: str) -> None:
     kind, payload = CUT_SHORT[name]
     framed = bytes([kind]) + NUMBER.to_bytes(2, "big") + len(payload).to_bytes(4, "big") + payload + b"\xce"
     with pytest.raises(InvalidFrameError):
-        await Site().take(framed)
+        await Site().take(framed + delivery(b"next"))
 
 
 async def test_a_header_cut_short_ends_the_connection() -> None:
+    begun = frame(Basic.Deliver("c", 1, False, "", "k"))
     with pytest.raises(InvalidFrameError):
-        await Site().take(frame(Basic.Deliver("c", 1, False, "", "k")) + b"\x02\x00\x03\x00\x00\x00\x01x\xce")
+        await Site().take(begun + b"\x02\x00\x03\x00\x00\x00\x01x\xce" + delivery(b"next"))
 
 
 async def test_content_without_a_message_is_the_librarys() -> None:
@@ -250,7 +255,40 @@ def test_what_is_put_is_written_at_once_while_there_is_a_connection() -> None:
 
 def test_the_librarys_names_are_where_they_were() -> None:
     """The seam: its reader, its writer, and when it last got a frame."""
-    names = vars(AbstractConnection) | {name: None for each in _Below.__mro__ for name in vars(each)}
-    assert {"_Connection__reader", "_Connection__writer"} <= names.keys()
-    code = _Below.__mro__[1]._Connection__reader.__code__  # type: ignore[attr-defined]
-    assert "_Connection__last_frame_time" in code.co_names
+    for name in ("_Connection__reader", "_Connection__writer"):
+        assert inspect.iscoroutinefunction(getattr(aiormq.connection.Connection, name))
+    reads = aiormq.connection.Connection._Connection__reader.__code__.co_names  # type: ignore[attr-defined]
+    assert "_Connection__last_frame_time" in reads
+
+
+async def test_the_librarys_writer_never_waits_for_room() -> None:
+    """A peer that reads nothing: what is put fills the socket, and a frame after which the library waits goes all the
+    same, or no beat would."""
+    peer, ours = socket.socketpair()
+    with peer:
+        _, writer = await asyncio.open_connection(sock=ours)
+        below = Below()
+        below.write_queue = asyncio.Queue()
+        below._closing = asyncio.get_running_loop().create_future()
+        unblocked = asyncio.Event()
+        unblocked.set()
+        vars(below)["_Connection__connection_unblocked"] = unblocked
+        writing = asyncio.create_task(below._Connection__writer(writer))
+        await asyncio.sleep(0)
+        below.put(bytes(16 << 20))
+        drained = asyncio.get_running_loop().create_future()
+        await below.write_queue.put(ChannelFrame(payload=b"beat", should_close=False, drain_future=drained))
+        await asyncio.wait_for(drained, 5)
+        below._closing.set_result(None)
+        writer.transport.abort()
+        writing.cancel()
+        await asyncio.wait([writing])
+
+
+async def test_what_comes_keeps_the_connection_alive() -> None:
+    """Though the library sees none of its frames."""
+    below = Below()
+    below.loop = asyncio.get_running_loop()
+    below._Connection__last_frame_time = -math.inf
+    below.heard()
+    assert below._Connection__last_frame_time == pytest.approx(below.loop.time(), abs=1)

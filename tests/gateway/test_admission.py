@@ -81,20 +81,25 @@ def test_a_deadline_within_the_work_ahead_is_hopeless_at_once() -> None:
 def test_what_is_tried_first_is_never_less_than_the_prediction(data: st.DataObject) -> None:
     """Whatever waits, whose it is, what flies, and what has been seen so far."""
     whole = st.integers(0, 100 * MS)
-    subject = door(fixed_ms=data.draw(st.sampled_from([0.0, 2.0, 20.0])), max_batch=data.draw(st.sampled_from([1, 8])))
+    subject = door(
+        fixed_ms=data.draw(st.sampled_from([0.0, 2.0, 20.0])), max_batch=data.draw(st.sampled_from([1, 8, 20, 33]))
+    )
     policy, most = subject.policy, subject.policy.queue.capacity
-    policy.outlook.count(data.draw(st.integers(1, 8)), data.draw(st.integers(1, 4)))
+    replicas, gateways = st.integers(1, 8), st.integers(1, 4)
+    there = data.draw(replicas), data.draw(gateways)
     rows, tenants = st.integers(1, most), st.sampled_from("abcd")
     for _ in range(data.draw(st.integers(0, 30))):
         policy.add(entry(10**6, rows=data.draw(rows), tenant=data.draw(tenants), priority=data.draw(st.integers(0, 2))))
     for _ in range(data.draw(st.integers(0, 3))):
-        policy.decide(0, 9)
+        policy.decide(0, 9, *there)
+    policy.outlook.count(data.draw(replicas), data.draw(gateways))
     for level in policy.queue.levels:
         for tenant in level.tenants.values():
             tenant.pace = data.draw(st.sampled_from([0.0, 1e3, 5e6]))
     policy.outlook.bias = data.draw(whole)
     now = data.draw(whole)
-    one = entry(rows=data.draw(rows), tenant=data.draw(tenants), priority=data.draw(st.integers(0, 2)))
+    within = data.draw(st.sampled_from([1, 50, 1000]))
+    one = entry(within, rows=data.draw(rows), tenant=data.draw(tenants), priority=data.draw(st.integers(0, 2)))
     tenant = policy.queue.levels[level_of(one.priority) - 1].tenants.get(one.tenant, NOBODY)
     predicted, at_most = subject.predict(one, now), subject._at_most(tenant, one.rows, now)
     assert predicted <= at_most + 1

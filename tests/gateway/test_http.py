@@ -538,6 +538,7 @@ async def test_too_many_connections() -> None:
         second = await server.wire()
         assert (await second.answer()).status == 503
         assert await second.closed()
+        assert not server.plane.refusals  # it had not asked
 
 
 async def test_shutdown_answers_what_is_here() -> None:

@@ -20,6 +20,7 @@ from core.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, To
 from core.identity import ADMIN, CODE, DEPLOY, PREDICT, Principal, Verifier, digest_of
 from core.settings import Settings
 from repository.artifacts import FileArtifacts
+from repository.catalog import Catalog
 from repository.commands import Commands
 from repository.records import (
     READY,
@@ -722,20 +723,48 @@ FILLED = (
 async def test_a_wait_for_a_load_outlives_an_election(filled: Path, tmp_path: Path) -> None:
     """Whichever of its looks at the store gets no answer, where the store is back within the time given."""
     store = await SqliteStore.open(Path(shutil.copy(filled, tmp_path / "records.sqlite")))
-    for calls in itertools.count():
+
+    async def met_it_away(calls: int) -> bool:
         away = Away()
         watch = Watch(away.before(store), 0.01)
         await watch.refresh()
         commands = Commands(store, FileArtifacts(tmp_path / "artifacts"), Settings(), watch)
         away.calls_left = calls
         waiting = asyncio.create_task(commands.settle(a_version("m", 3), None, WITHIN_S))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: away.unanswered or waiting.done())
         away.calls_left = 1 << 62
         assert (await waiting).state == READY, f"away after {calls} calls"
-        if not away.unanswered:
-            break
+        return away.unanswered > 0
+
+    looks = 0
+    while await met_it_away(looks):
+        looks += 1
     await store.close()
-    assert calls > 1
+    assert looks > 1
+
+
+async def test_a_store_that_was_away_makes_no_wait_longer(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the time given is for the load."""
+    store = await SqliteStore.open(Path(shutil.copy(filled, tmp_path / "records.sqlite")))
+    away = Away()
+    watch = Watch(away.before(store), 0.01)
+    await watch.refresh()
+    commands = Commands(store, FileArtifacts(tmp_path / "artifacts"), Settings(), watch)
+    loop = asyncio.get_running_loop()
+    away.calls_left = 0
+    loop.call_later(0.25, setattr, away, "calls_left", 1 << 62)
+    left: list[float] = []
+
+    async def until(found: Callable[[Catalog], Any], timeout: float) -> None:
+        left.append(timeout)
+
+    monkeypatch.setattr(watch, "until", until)
+    with pytest.raises(Unavailable, match="is not ready after 60 s"):
+        await commands.wait_state("m", 3, 99, 60)
+    assert left[0] <= 59.8
+    await store.close()
 
 
 def test_the_table_has_every_command() -> None:

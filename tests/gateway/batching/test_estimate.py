@@ -24,6 +24,8 @@ def test_warm_up_samples_seed_every_size_by_an_affine_curve() -> None:
         ms * MS for ms in (3, 4, 5, 7, 19, 33, 34, 34)
     ]
     assert estimate.pace == pytest.approx(34 * MS / 32)
+    twenty = seeded(20)
+    assert [twenty.service(b) for b in (16, 18, 20, 21, 32, 99)] == [ms * MS for ms in (18, 20, 22, 22, 22, 22)]
 
 
 def test_sizes_that_never_ran_are_filled_in_by_the_fit() -> None:

@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+import pamqp.frame
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
+from pamqp.commands import Basic
 
 from core.errors import Unavailable
 from gateway.hub import Hub
@@ -134,8 +136,7 @@ async def test_a_channel_that_the_broker_closes(amqp_url: str) -> None:
         await until(lambda: all(flight.confirmed for flight in transport.flights))
         wire = hub.line.wire
         assert wire is not None
-        await wire.basic_ack(12345, wait=False)
-        await until(wire.write_queue.empty)
+        wire.put(pamqp.frame.marshal(Basic.Ack(12345), wire.number))
         blamed = send(transport, batch_of(rows(2), number=2))
         assert firsts(await answered(known)) == [1]
         assert reasons(await answered(blamed)) == ["worker_lost"]
