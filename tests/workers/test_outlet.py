@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+import aio_pika
 import pamqp.frame
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from core.express import Express
+from core.tolerant import Connection
+from workers.intake import Intake
 from workers.outlet import KNOWN_ADDRESSES, Outlet, table
 
 
@@ -101,3 +104,17 @@ async def test_closing_drops_what_waits() -> None:
     outlet.close()
     await outlet.written()
     assert not bare.written
+
+
+async def test_what_was_sent_is_with_the_broker_before_what_is_asked_next(amqp_url: str) -> None:
+    """Though the one goes straight to the socket and the other through the library's queue: so a drain may end."""
+    connection = await aio_pika.connect(amqp_url, connection_class=Connection)
+    async with connection:
+        assert connection.transport is not None
+        intake = await Intake.opened(connection.transport.connection)
+        queue = (await intake.queue_declare(exclusive=True)).queue or ""
+        outlet = Outlet(intake)
+        for _ in range(500):
+            outlet.send(outlet.event("", queue, bytes(10_000)))
+        await outlet.written()
+        assert (await intake.queue_declare(queue, passive=True)).message_count == 500
