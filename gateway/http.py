@@ -517,7 +517,7 @@ class Protocol(HttpToolsProtocol):
         if turn is None or turn not in self.turns:
             turn = Turn(False, False)
             self.turns.append(turn)
-            if self.begun:
+            if self.begun or self.head_open:
                 self.plant.plane.unread(error)
         if turn.cycle is not None:
             if turn.cycle.response_started:

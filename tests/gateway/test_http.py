@@ -475,11 +475,16 @@ async def test_what_the_protocol_refuses_is_counted() -> None:
             wire = await server.wire()
             await wire.send(request)
             assert (await wire.answer()).status >= 400
+        wire = await server.wire()
+        for piece in (b"GET / HTTP/1.1\r\nX: ", b"x" * 300, b"x" * 300):  # each in a read of its own
+            await wire.send(piece)
+            await asyncio.sleep(0.01)
+        assert (await wire.answer()).status == 431
         server.plane.refusal = Unauthenticated("no")
         await (wire := await server.wire()).send(post(INFER, b"x", length=100))
         assert (await wire.answer()).status == 401
         asked = [("m", "too_large"), ("m", "slow_sender"), ("m", "unauthenticated")]
-        unread = ["invalid_request", "headers_too_large", "headers_too_large", "slow_sender"]
+        unread = ["invalid_request", "headers_too_large", "headers_too_large", "slow_sender", "headers_too_large"]
         assert [each for each in server.plane.refusals if each[0]] == asked
         assert [reason for model, reason in server.plane.refusals if not model] == unread
 
