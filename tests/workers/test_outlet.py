@@ -15,6 +15,7 @@ from pamqp.header import ContentHeader
 
 from core.express import Express
 from core.tolerant import Connection
+from tests.workers.asking import until
 from workers.intake import Intake
 from workers.outlet import KNOWN_ADDRESSES, Outlet, table
 
@@ -107,14 +108,21 @@ async def test_closing_drops_what_waits() -> None:
 
 
 async def test_what_was_sent_is_with_the_broker_before_what_is_asked_next(amqp_url: str) -> None:
-    """Though the one goes straight to the socket and the other through the library's queue: so a drain may end."""
+    """Though the one goes straight to the socket and the other through the library's queue: so a drain may end. Here
+    a queue is bound next, and gets nothing of what was sent before."""
     connection = await aio_pika.connect(amqp_url, connection_class=Connection)
     async with connection:
         assert connection.transport is not None
         intake = await Intake.opened(connection.transport.connection)
         queue = (await intake.queue_declare(exclusive=True)).queue or ""
+        await intake.exchange_declare("outlet", exchange_type="fanout", auto_delete=True)
+        heard: list[bytes] = []
+        await intake.take_from(queue, lambda message: heard.append(message.body), no_ack=True)
         outlet = Outlet(intake)
         for _ in range(500):
-            outlet.send(outlet.event("", queue, bytes(10_000)))
+            outlet.send(outlet.event("outlet", "", bytes(10_000)))
         await outlet.written()
-        assert (await intake.queue_declare(queue, passive=True)).message_count == 500
+        await intake.queue_bind(queue, "outlet")
+        outlet.send(outlet.event("outlet", "", b"next"))
+        await until(lambda: heard)
+        assert heard == [b"next"]
