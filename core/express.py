@@ -152,6 +152,10 @@ class Express(Channel):
             log.exception("what came from the broker could not be handled", channel=repr(self))
 
 
+async def unheard(message: object) -> None:
+    """What the library is given to consume with: an `Express`'s deliveries never come to it."""
+
+
 class _Coming:
     """A message of which a part has been read."""
 

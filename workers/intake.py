@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from aiormq.abc import AbstractConnection
 
-from core.express import Delivered, Express
+from core.express import Delivered, Express, unheard
 
 Take = Callable[[Delivered], None]
 
@@ -23,7 +23,7 @@ class Intake(Express):
         """Have each message of a queue handed to `take`; returns the consumer's tag, for `leave`."""
         tag = secrets.token_hex(8)
         self._takes[tag] = take
-        await self.basic_consume(queue, _unheard, consumer_tag=tag, no_ack=no_ack)
+        await self.basic_consume(queue, unheard, consumer_tag=tag, no_ack=no_ack)
         return tag
 
     async def leave(self, tag: str) -> None:
@@ -35,7 +35,3 @@ class Intake(Express):
         take = self._takes.get(message.consumer_tag)
         if take is not None:
             take(message)
-
-
-async def _unheard(message: object) -> None:
-    """Deliveries do not come this way."""

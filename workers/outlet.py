@@ -1,8 +1,8 @@
 """Frames to the broker without a task, a lock or a future for each: replies with their acknowledgements, and beats.
 
 The library's own `basic_publish` takes a channel lock and a coroutine; without confirms neither is needed. What is sent
-here goes out in order, so a reply is with the broker before the acknowledgement that follows it; and what is put in one
-turn of the event loop, such as the replies of one execution, goes out in one write.
+here goes out in order, so a reply is with the broker before the acknowledgement that follows it; and what is sent in
+one turn of the event loop, such as the replies of one execution, goes out in one write.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from aiormq.abc import AbstractConnection
 from pamqp import commands
 
 from core.datatypes import Buffer
-from core.express import Delivered, Express
+from core.express import Delivered, Express, unheard
 from core.trace import Context, headers_of
 from workers.messages import frame_length
 
@@ -50,7 +50,7 @@ class Wire(Express):
         self._reply_to = _short(queue)
         self._fields = dict(headers)
         self._headers = pamqp.encode.field_table(self._fields) + _TRANSIENT
-        await self.basic_consume(queue, _unheard, no_ack=True)
+        await self.basic_consume(queue, unheard, no_ack=True)
 
     def post(
         self,
@@ -122,10 +122,6 @@ class Wire(Express):
         settled = self._unsettled.pop(tag, None)
         if settled is not None:
             self.handle(settled, outcome)
-
-
-async def _unheard(message: object) -> None:
-    """Deliveries do not come this way."""
 
 
 def _short(text: str) -> bytes:
