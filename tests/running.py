@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 from loadtests.processes import stop
@@ -64,6 +65,14 @@ class RunningServer(NamedTuple):
 def clean_environment() -> dict[str, str]:
     """This process's, without any setting of Penstock's, a cluster to join, or a place that spans go to."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "RAY_", "OTEL_"))}
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs: not ended, whether its parent has asked how or not. It may end while it is looked at."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.is_running()
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextlib.contextmanager

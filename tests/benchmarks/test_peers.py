@@ -26,6 +26,7 @@ from benchmarks.peers.base import Peer, Served
 from benchmarks.peers.registry import GOALS, OURS, PEERS
 from benchmarks.peers.rounds import FORMS, GRPC, IMAGE, IMAGE_GRPC, REST, Failure, Measured, Plan, Seen
 from benchmarks.processes import echo
+from tests.running import alive
 
 BASE = "http://127.0.0.1:1"
 
@@ -199,7 +200,7 @@ def test_what_a_server_leaves_behind_is_ended_too() -> None:
     assert children
     base.end(process, signal.SIGTERM)
     assert process.poll() is not None
-    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    assert not any(alive(child) for child in children)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from tests.e2e.conftest import push_class
 from tests.e2e.test_up import until
 from tests.graphs import numbered
 from tests.production import fronts, informed, left_as_it_was, logged, ready, waited
-from tests.running import BOTH_SHAPES, COMMAND, RunningServer
+from tests.running import BOTH_SHAPES, COMMAND, RunningServer, alive
 
 pytestmark = BOTH_SHAPES
 
@@ -356,7 +356,7 @@ def test_memory_comes_back(running_server: RunningServer, ps: Client, tmp_path: 
     until(lambda: grown() < 3 * megabytes << 19, 10)
     ps.delete("big")
     until(lambda: grown() < (megabytes << 20 if running_server.distributed else 0), 10)
-    until(lambda: not any(host.is_running() for host in hosts if host not in here), 20)
+    until(lambda: not any(alive(host) for host in hosts if host not in here), 20)
 
 
 def _memory(processes: list[psutil.Process]) -> list[int]:
@@ -365,7 +365,8 @@ def _memory(processes: list[psutil.Process]) -> list[int]:
 
 def _hosts(ps: Client, model: str) -> set[psutil.Process]:
     """The processes in which it runs."""
-    return {psutil.Process(replica["pid"]) for replica in ready(ps, model)}
+    told = [replica["pid"] for replica in ready(ps, model)]
+    return {psutil.Process(pid) for pid in told if psutil.pid_exists(pid)}
 
 
 # --- keys and children --------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from repository.records import READY, UNLOADING, VersionState
 from repository.store import Store
 from repository.watch import Watch
 from tests.gateway.transports.replicas import Replica, replica_at, silent, until
-from tests.running import COMMAND, clean_environment
+from tests.running import COMMAND, alive, clean_environment
 from tests.workers.samples import FOUR, version
 
 STARTED_S = 60.0
@@ -63,7 +63,7 @@ class Process:
 
     @property
     def children(self) -> list[psutil.Process]:
-        return [child for child in self._of.children() if child.status() != psutil.STATUS_ZOMBIE]
+        return [child for child in self._of.children() if alive(child)]
 
     async def started(self) -> None:
         await until(lambda: "is ready" in self.log.read_text() or self.process.poll() is not None, STARTED_S)
@@ -288,7 +288,7 @@ async def test_processes_do_not_outlive_who_started_them(site: Site) -> None:
         assert len(children) == 2
         process.process.kill()
         process.process.wait()
-        await until(lambda: not any(child.is_running() for child in children), STARTED_S)
+        await until(lambda: not any(alive(child) for child in children), STARTED_S)
 
 
 async def test_a_gateway_starts_from_its_snapshot_while_the_repository_is_away(site: Site) -> None:

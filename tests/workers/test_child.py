@@ -22,6 +22,7 @@ from core.errors import InvalidRequest, ModelFailed
 from core.settings import Settings
 from gateway.transports.process import Process
 from repository.records import READY, UNAVAILABLE, TensorSpec, Version
+from tests.running import alive
 from tests.workers.samples import array_of, batch_of, failure_in, python_file, rows, version
 from workers.child import FIRST_DELAY_S, STEADY_S, Backoff, Child
 from workers.life import environment
@@ -364,10 +365,10 @@ async def server_with_a_child(folder: Path) -> AsyncIterator[tuple[subprocess.Po
 async def test_it_dies_with_its_server(tmp_path: Path) -> None:
     """Also when that is killed and can tell nobody."""
     async with server_with_a_child(tmp_path) as (server, pid):
-        assert psutil.pid_exists(pid)
+        child = psutil.Process(pid)
         server.kill()
         async with asyncio.timeout(BOUND_S):
-            while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            while alive(child):
                 await asyncio.sleep(0.01)
 
 
