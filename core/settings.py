@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -281,6 +282,9 @@ CONFIG = "PENSTOCK_CONFIG"
 SECRET = frozenset({"amqp_url", "mongo_url"})
 """Settings that may carry a password: shown without it, and a file may hold them."""
 
+RESEMBLES = 0.8
+"""Share of two names that is the same, from which one may be a slip for the other."""
+
 AUTOMATIC = {"allow_code": "code_allowed", "compute_threads": "threads", "child_memory_bytes": "child_memory"}
 """Setting whose default leaves it to the server → the property that decides."""
 
@@ -311,6 +315,18 @@ def origins(settings: Settings) -> list[tuple[str, str, str, str]]:
         (name, settings.in_force(name), _origin(name), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
+
+
+def slips() -> dict[str, str]:
+    """Environment variables that set nothing and nearly have the name of a setting's → the setting's.
+
+    Those that resemble none may be anybody's: a cluster gives its containers some for each service.
+    """
+    names = [name.upper() for name in Settings.model_fields]
+    taken = {*names, CONFIG.removeprefix(PREFIX), *(f"{name.upper()}_FILE" for name in SECRET)}
+    strangers = {name.upper().removeprefix(PREFIX) for name in os.environ if name.upper().startswith(PREFIX)} - taken
+    near = {name: get_close_matches(name, names, 1, RESEMBLES) for name in sorted(strangers)}
+    return {f"{PREFIX}{name}": f"{PREFIX}{found[0]}" for name, found in near.items() if found}
 
 
 def _origin(name: str) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from core import logs, settings
@@ -15,6 +16,7 @@ from core.errors import PenstockError
 from core.settings import Settings
 from server import outlets
 
+log = structlog.get_logger(__name__)
 Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="TOML file of settings (PENSTOCK_CONFIG); the environment wins."),
@@ -35,6 +37,8 @@ def command(config: Path | None) -> Iterator[Settings]:
         choose(config)
         chosen = settings.load()
         logs.configure(chosen)
+        for variable, meant in settings.slips().items():
+            log.warning("a variable sets nothing", variable=variable, resembles=meant)
         yield chosen
     except PenstockError as error:
         typer.echo(f"penstock: {error.message}", err=True)

@@ -24,6 +24,8 @@ def config(
     except InvalidRequest as error:
         typer.echo(f"penstock: {error.message}", err=True)
         raise typer.Exit(1) from None
+    for variable, meant in settings.slips().items():
+        typer.echo(f"penstock: {variable} sets nothing: is {meant} meant?", err=True)
     if json:
         sys.stdout.write(json_text.dumps(rows, indent=2) + "\n")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from core import settings
 from core.errors import InvalidRequest
 from core.settings import Settings
 from server import config
+from tests.running import COMMAND, clean_environment
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +45,34 @@ def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert set(rows) == set(Settings.model_fields)
     assert (rows["window"]["value"], rows["window"]["origin"]) == ("3", "PENSTOCK_WINDOW")
     assert rows["queue_bound"]["origin"] == "default"
+
+
+def test_a_slip_in_a_variables_name_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it resembles; what others put there, and what sets something or is a client's, is not."""
+    for name in ("MAX_BODY_BYTE", "AMQP_URI", "HTTP_PROT"):
+        monkeypatch.setenv(f"PENSTOCK_{name}", "1")
+    for name in ("URL", "GRPC", "CONTROL", "API_KEY", "JAEGER_URL", "SERVICE_HOST", "PORT_8080_TCP_PORT"):
+        monkeypatch.setenv(f"PENSTOCK_{name}", "1")
+    monkeypatch.setenv("PENSTOCK_window", "3")
+    monkeypatch.setenv("PENSTOCK_MONGO_URL_FILE", "")
+    config.config(json=True)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)
+    assert captured.err.splitlines() == [
+        "penstock: PENSTOCK_AMQP_URI sets nothing: is PENSTOCK_AMQP_URL meant?",
+        "penstock: PENSTOCK_HTTP_PROT sets nothing: is PENSTOCK_HTTP_PORT meant?",
+        "penstock: PENSTOCK_MAX_BODY_BYTE sets nothing: is PENSTOCK_MAX_BODY_BYTES meant?",
+    ]
+
+
+def test_a_server_warns_of_a_slip() -> None:
+    """In its log, whatever becomes of its start: this one lacks a broker."""
+    environment = clean_environment() | {"PENSTOCK_QUEUE_BOUNDS": "7"}
+    ended = subprocess.run([COMMAND, "gateway"], env=environment, capture_output=True, text=True, check=False)
+    (line,) = [line for line in (ended.stdout + ended.stderr).splitlines() if "PENSTOCK_QUEUE_BOUNDS" in line]
+    assert "resembles=PENSTOCK_QUEUE_BOUND " in line
 
 
 def test_wrong_values_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
