@@ -7,6 +7,7 @@ The first free port from `metrics_port` on is taken, so that several processes o
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -34,10 +35,16 @@ PORTS = 100
 PATIENCE_S = 5.0
 """A client that sends nothing for so long, or takes nothing, is cut off."""
 AT_ONCE = 16
-"""Scrapes at one time; more are cut off."""
+"""Connections at one time. One more takes the place of the oldest that has not asked yet, with a key where that needs
+one, so that strangers who hold theirs keep nobody's scrape away; where all have asked it is cut off."""
+ENDING = 64
+"""Threads of connections that were cut off and have yet to end: beyond these nobody takes another's place."""
 WHOLE_S = 15.0
 """However busily it trickles, it has had its scrape by then."""
 FOLDER = "metrics"
+
+ASKED = "penstock.asked"
+"""Of a request's environ: called when it has shown that it may ask."""
 
 Find = Callable[[], Verifier]
 """The verifier of today: asked at each scrape that needs a credential, from the server's thread."""
@@ -99,6 +106,7 @@ class Exposition:
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         try:
             self._check(environ)
+            environ[ASKED]()
             known = {"HTTP_ACCEPT": _accept(environ.get("HTTP_ACCEPT", "")), "REQUEST_METHOD": "GET"}
             answer: Iterable[bytes] = self._app(environ | known, start)
             return [] if environ["REQUEST_METHOD"] == "HEAD" else answer
@@ -141,6 +149,10 @@ class _Handler(WSGIRequestHandler):
     error_message_format = "%(message)s"
     error_content_type = "text/plain"
 
+    def get_environ(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environ()
+        return environ | {ASKED: functools.partial(self.server.guests.asked, self.connection)}  # type: ignore[attr-defined]
+
     def version_string(self) -> str:
         """Whose Python this is, is nobody's business."""
         return "penstock"
@@ -149,15 +161,48 @@ class _Handler(WSGIRequestHandler):
         """No line for each scrape."""
 
 
+class _Guests:
+    """The connections that have a place, the oldest first, each with whether it has asked; from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._here: dict[socket.socket, bool] = {}
+        self._ending = 0
+
+    def admitted(self, connection: socket.socket) -> bool:
+        """Whether there is a place for it, by its own or another's leave."""
+        with self._lock:
+            if len(self._here) >= AT_ONCE:
+                stranger = next((each for each, asked in self._here.items() if not asked), None)
+                if stranger is None or self._ending >= ENDING:
+                    return False
+                del self._here[stranger]
+                self._ending += 1
+                _cut_off(stranger)
+            self._here[connection] = False
+            return True
+
+    def asked(self, connection: socket.socket) -> None:
+        with self._lock:
+            if connection in self._here:
+                self._here[connection] = True
+
+    def left(self, connection: socket.socket) -> None:
+        with self._lock:
+            if self._here.pop(connection, None) is None:
+                self._ending -= 1
+
+
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     """Binds in its constructor. Raises OSError."""
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 128
 
     def __init__(self, host: str, port: int, app: Any) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._slots = threading.Semaphore(AT_ONCE)
+        self.guests = _Guests()
         super().__init__((host, port), _Handler)
         self.set_app(app)
 
@@ -168,10 +213,14 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._slots.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self.guests.admitted(request):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be had
+            self.guests.left(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         end = threading.Timer(WHOLE_S, _cut_off, (request,))
@@ -181,7 +230,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
             super().process_request_thread(request, client_address)
         finally:
             end.cancel()
-            self._slots.release()
+            self.guests.left(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that left: nothing to say."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -152,14 +153,73 @@ def test_who_sends_nothing_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPa
         assert silent.recv(100) == b""
 
 
-def test_only_so_many_come_in_at_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections that hold their slots do not make threads without end."""
-    monkeypatch.setattr(exposition, "AT_ONCE", 2)
-    monkeypatch.setattr(exposition._Handler, "timeout", 5.0)
+def threads() -> list[threading.Thread]:
+    """Those that serve a connection."""
+    return [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
+
+
+def ended() -> bool:
+    """Whether they all end soon."""
+    for thread in threads():
+        thread.join(20)
+    return not threads()
+
+
+def test_strangers_who_hold_their_places_keep_no_scrape_away(start: Start) -> None:
+    """Far more than there are places, all of them there to stay: who asks is answered, each time. Nor do they make
+    threads without end."""
     port = start().port
-    holding = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(2)]
-    third = socket.create_connection(("127.0.0.1", port), timeout=5)
-    with third, contextlib.suppress(ConnectionResetError):
-        assert third.recv(100) == b""
-    for connection in holding:
-        connection.close()
+    with contextlib.ExitStack() as stack:
+        for _ in range(10 * exposition.AT_ONCE):
+            stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            stranger.sendall(b"GET /met")
+            assert len(threads()) <= exposition.AT_ONCE + exposition.ENDING
+        for _ in range(3):
+            assert get(port)[0] == 200
+    assert ended()
+
+
+def test_who_has_asked_keeps_his_place(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither strangers nor others who ask take it from him; with no place left the next one is cut off."""
+    monkeypatch.setattr(exposition, "AT_ONCE", 2)
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def held(*_: object) -> list[bytes]:
+        begun.release()
+        go_on.wait(30)
+        return []
+
+    served = start()
+    monkeypatch.setattr(served, "_app", held)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            asking = stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=5))
+            asking.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert begun.acquire(timeout=20)
+        third = stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=5))
+        with contextlib.suppress(ConnectionResetError):
+            assert third.recv(100) == b""
+        assert len(threads()) == 2
+        go_on.set()
+    assert ended()
+
+
+def test_places_are_taken_only_while_those_who_lost_them_end() -> None:
+    """Each that was cut off has a thread until it has ended: so many, then the next is turned away."""
+    guests = exposition._Guests()
+    with contextlib.ExitStack() as stack:
+        here = [stack.enter_context(socket.socket()) for _ in range(exposition.AT_ONCE + exposition.ENDING + 2)]
+        assert [guests.admitted(each) for each in here[:-2]] == [True] * (len(here) - 2)
+        assert not guests.admitted(here[-2])
+        guests.left(here[0])  # cut off long ago
+        assert guests.admitted(here[-1])
+
+
+def test_without_a_key_a_request_is_a_strangers(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it needs one: a wrong key buys no place."""
+    monkeypatch.setattr(exposition, "AT_ONCE", 1)
+    asked: list[socket.socket] = []
+    monkeypatch.setattr(exposition._Guests, "asked", lambda _, connection: asked.append(connection))
+    port = start("0.0.0.0").port
+    assert get(port, Authorization="Bearer psk_none_of_ours")[0] == 401
+    assert asked == []
