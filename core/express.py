@@ -82,7 +82,7 @@ class Express(Channel):
     def __init__(self, connection: AbstractConnection, number: int, confirms: bool) -> None:
         super().__init__(connection, number, publisher_confirms=confirms, on_return_raises=False)
         self._road = cast(Road, connection)
-        self._coming: _Coming | None = None
+        self._coming: Coming | None = None
 
     @classmethod
     async def opened(cls, connection: AbstractConnection, *values: Any) -> Self:
@@ -114,7 +114,7 @@ class Express(Channel):
         if coming is None:
             return False
         if kind == FRAME_HEADER:
-            _, _, coming.missing = _unpack(_HEADER, data, at, end)
+            coming.missing = size_of(data, at, end)
             coming.properties = _read_properties(data[at + _HEADER.size : end])
         elif kind == FRAME_BODY:
             coming.pieces.append(data[at:end])
@@ -130,15 +130,13 @@ class Express(Channel):
         (method,) = _unpack(_METHOD, data, at, end)
         at += _METHOD.size
         if method == Basic.Deliver.index:
-            consumer, at = short(data, at, end)
-            tag, bits = _unpack(_TAGS, data, at, end)
-            self._coming = _Coming(consumer, tag, bool(bits & 1), data, at + _TAGS.size, end)
+            self._coming = announced(data, at, end)
         elif method == Basic.Ack.index or method == Basic.Nack.index:
             tag, bits = _unpack(_TAGS, data, at, end)
             self.handle(self.confirmed, tag, bool(bits & 1), method == Basic.Ack.index)
         elif method == Basic.Return.index:
-            _, at = short(data, at + 2, end)  # after its code comes its text
-            self._coming = _Coming("", 0, False, data, at, end)
+            _, at = _short(data, at + 2, end)  # after its code comes its text
+            self._coming = Coming("", 0, False, data, at, end)
             self._coming.back = True
         else:
             return False
@@ -156,8 +154,8 @@ async def unheard(message: object) -> None:
     """What the library is given to consume with: an `Express`'s deliveries never come to it."""
 
 
-class _Coming:
-    """A message of which a part has been read."""
+class Coming:
+    """A message of which a part has been read; `data[at:end]` has its exchange and routing key."""
 
     __slots__ = ("again", "back", "consumer", "exchange", "key", "missing", "pieces", "properties", "tag")
 
@@ -165,8 +163,8 @@ class _Coming:
         self.consumer = consumer
         self.tag = tag
         self.again = again
-        self.exchange, at = short(data, at, end)
-        self.key, _ = short(data, at, end)
+        self.exchange, at = _short(data, at, end)
+        self.key, _ = _short(data, at, end)
         self.back = False
         self.properties = Properties()
         self.missing = 0
@@ -177,6 +175,19 @@ class _Coming:
         return Delivered(self.consumer, self.tag, self.again, self.exchange, self.key, self.properties, body)
 
 
+def announced(data: bytes, at: int, end: int) -> Coming:
+    """The message that a delivery announces, whose arguments these are. Raises IndexError for one that is cut short."""
+    consumer, at = _short(data, at, end)
+    tag, bits = _unpack(_TAGS, data, at, end)
+    return Coming(consumer, tag, bool(bits & 1), data, at + _TAGS.size, end)
+
+
+def size_of(data: bytes, at: int, end: int) -> int:
+    """Bytes of the body that a content header announces. Raises IndexError for one that is cut short."""
+    _, _, size = _unpack(_HEADER, data, at, end)
+    return int(size)
+
+
 def _unpack(form: struct.Struct, data: bytes, at: int, end: int) -> tuple[Any, ...]:
     """What stands at `at`. Raises IndexError where that goes beyond `end`, into the next frame."""
     if end - at < form.size:
@@ -184,7 +195,7 @@ def _unpack(form: struct.Struct, data: bytes, at: int, end: int) -> tuple[Any, .
     return form.unpack_from(data, at)
 
 
-def short(data: bytes, at: int, end: int) -> tuple[str, int]:
+def _short(data: bytes, at: int, end: int) -> tuple[str, int]:
     """A short string with what is no UTF-8 replaced, and where it ends. Raises IndexError for one that is cut short."""
     after = at + 1 + data[at] if at < end else end + 1
     if after > end:

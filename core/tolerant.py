@@ -33,16 +33,14 @@ from pamqp.constants import FRAME_END, FRAME_HEADER, FRAME_METHOD
 from pamqp.header import ContentHeader
 from yarl import URL
 
-from core.express import Express, short
+from core.express import Express, announced, size_of
 
 log = structlog.get_logger(__name__)
 
 _FRAME = struct.Struct(">BHI")
 """Type, channel, length of what follows but for the byte that ends it."""
-_HEADER = struct.Struct(">HHQ")
-"""Class, weight, size of the body."""
-_TAGS = struct.Struct(">Q?")
-"""Delivery tag, redelivered."""
+METHOD_BYTES = 4
+"""Class and method, before a method's arguments."""
 NO_LIMIT = (1 << 31) - 1
 AT_ONCE = 1 << 18
 """Bytes of one read at most."""
@@ -172,29 +170,19 @@ def _salvaged(kind: int, payload: bytes, error: Exception) -> Basic.Deliver | Co
     """What can be read of the frame that announces a message. Raises InvalidFrameError for any other."""
     try:
         if kind == FRAME_HEADER:
-            salvaged: Basic.Deliver | ContentHeader = _header(payload)
-        elif kind == FRAME_METHOD and int.from_bytes(payload[:4], "big") == Basic.Deliver.index:
-            salvaged = _delivery(payload[4:])
+            salvaged: Basic.Deliver | ContentHeader = ContentHeader(0, size_of(payload, 0, len(payload)))
+        elif kind == FRAME_METHOD and int.from_bytes(payload[:METHOD_BYTES], "big") == Basic.Deliver.index:
+            salvaged = _delivery(payload)
         else:
             raise InvalidFrameError(str(error)) from error
-    except (struct.error, IndexError):
+    except IndexError:
         raise InvalidFrameError(str(error)) from error
     log.warning("a message cannot be read whole", part=salvaged.name, error=repr(error)[:200])
     return salvaged
 
 
-def _header(payload: bytes) -> ContentHeader:
-    """Without its properties."""
-    _, weight, size = _HEADER.unpack_from(payload)
-    return ContentHeader(weight, size)
-
-
 def _delivery(payload: bytes) -> Basic.Deliver:
-    end = len(payload)
-    consumer, at = short(payload, 0, end)
-    tag, redelivered = _TAGS.unpack_from(payload, at)
-    exchange, at = short(payload, at + _TAGS.size, end)
-    key, _ = short(payload, at, end)
-    deliver = Basic.Deliver(consumer, tag, redelivered, routing_key=key)
-    deliver.exchange = exchange  # as the library does: a name that it would not send may come
+    coming = announced(payload, METHOD_BYTES, len(payload))
+    deliver = Basic.Deliver(coming.consumer, coming.tag, coming.again, routing_key=coming.key)
+    deliver.exchange = coming.exchange  # as the library does: a name that it would not send may come
     return deliver
