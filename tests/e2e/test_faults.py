@@ -371,7 +371,8 @@ STOPS = 20
 
 async def test_gateways_are_told_to_stop_twenty_times(site: Site) -> None:
     """Each in its turn, as a rolling update does: no request fails, on kept connections and on new ones. Of gRPC, whose
-    library takes no listening socket, calls may meet a connection that is being made: two a stop at most."""
+    library takes no listening socket, calls may meet a connection that is being made: two a stop at most; and it
+    cancels what comes in the very moment of its stop: of eleven a second, in a millisecond or two each, hardly any."""
     calls = load(Grpc(site.production.server, site.slow), site.folder / "calls", RATE / 8)
     async with site.load(rate=RATE / 2) as asking, calls as calling:
         for _ in range(STOPS):
@@ -382,7 +383,7 @@ async def test_gateways_are_told_to_stop_twenty_times(site: Site) -> None:
         await until_whole(site.production, site.ps, site.slow)
         await asking.more()
     asking.ledger.check("version 1", within=ANSWERED_S)
-    calling.ledger.check("version 1", refused=2 * STOPS, within=ANSWERED_S)
+    calling.ledger.check("version 1", refused=2 * STOPS, cancelled=STOPS // 4, within=ANSWERED_S)
 
 
 async def test_the_head_of_ray_restarts(site: Site) -> None:
