@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -115,13 +116,21 @@ def echo(module: str, *arguments: str) -> Iterator[Echo]:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process and its children so far."""
-    return sum(map(_cpu_seconds, family(pid)))
+    return clock(pid)()
 
 
 def clock(pid: int) -> Callable[[], float]:
-    """The same of the processes that there are now, in microseconds instead of a walk through all of the machine's."""
-    processes = family(pid)
-    return lambda: sum(map(_cpu_seconds, processes))
+    """The same of the processes that there are now, in microseconds instead of a walk through all of the machine's. One
+    that has ended counts what it had used when it was last looked at."""
+    used = dict.fromkeys(family(pid), 0.0)
+
+    def now() -> float:
+        for process in used:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used[process] = _cpu_seconds(process)
+        return sum(used.values())
+
+    return now
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -140,9 +149,11 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """One that nothing listens on, below those that the kernel gives to outgoing connections, which might take it."""
+    while True:
+        port = random.randrange(10_240, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

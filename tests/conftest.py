@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import uvloop
 
@@ -76,6 +77,10 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
                 shutil.copytree(home / "samples", trained)
         yield server
 
+
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
+"""How long an example takes says more of the machine's other work than of what is tested."""
 
 LENT = pytest.StashKey[Lent]()
 

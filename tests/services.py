@@ -223,14 +223,16 @@ def amqp_url(servers: Servers) -> Iterator[str]:
 
 @pytest.fixture
 def mongo_url(servers: Servers) -> Iterator[str]:
-    """MongoDB's protocol, with a database of this test's own as the URL's path, dropped afterwards."""
+    """MongoDB's protocol, with a database of this test's own as the URL's path, dropped afterwards. It is there
+    already: its making may take longer than the product gives any call."""
     from pymongo import MongoClient
 
     url = servers.url("mongo")
     name = f"test_{uuid.uuid4().hex}"
-    yield url + name
-    client: MongoClient[dict[str, Any]] = MongoClient(url, serverSelectionTimeoutMS=5000)
+    client: MongoClient[dict[str, Any]] = MongoClient(url, serverSelectionTimeoutMS=30_000)
     with client:
+        client[name].create_collection("made")
+        yield url + name
         client.drop_database(name)
 
 

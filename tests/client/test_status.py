@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,15 @@ def start(*words: str) -> list[str]:
     return [sys.executable, "-c", "from penstock.cli import main; main()", "status", "--every", "0.1", *words]
 
 
+@contextmanager
+def killed(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """In the end, whatever came before: it would go on for ever."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def test_watching_goes_on_in_place_until_it_is_interrupted(server: FakeServer, home: Path) -> None:
     """Each look replaces the last; a server that does not answer is told of and asked again; Ctrl-C ends it with 0."""
     (home / "client.toml").write_text(f'url = "{server.url}"\napi_key = "{server.key}"\n')
@@ -82,9 +92,10 @@ def test_watching_goes_on_in_place_until_it_is_interrupted(server: FakeServer, h
     shown = b""
     with subprocess.Popen(start("--watch"), stdout=follower, stderr=follower, stdin=follower) as process:
         os.close(follower)
-        shown = read_until(leader, lambda text: b"the disk is gone" in text and len(server.requests) > 6)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(WITHIN_S) == 0
+        with killed(process):
+            shown = read_until(leader, lambda text: b"the disk is gone" in text and len(server.requests) > 6)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(WITHIN_S) == 0
     os.close(leader)
     assert shown.count(b"gateway-1") > 1
     assert re.search(rb"\x1b\[\d*A", shown), "nothing went back up to write over what was there"
@@ -104,7 +115,8 @@ def test_watching_for_programs_is_a_line_a_look(server: FakeServer, home: Path) 
     (home / "client.toml").write_text(f'url = "{server.url}"\napi_key = "{server.key}"\n')
     with subprocess.Popen(start("--watch", "--json"), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(3)]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(WITHIN_S) == 0
+        with killed(process):
+            lines = [process.stdout.readline() for _ in range(3)]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(WITHIN_S) == 0
     assert [json.loads(line)["revision"] for line in lines] == [42, 42, 42]

@@ -12,9 +12,11 @@ from tests.control.site import Site, site_in, upload
 from tests.control.test_roles import knock, live
 from tests.repository.scripted import Away, eventually
 
-SILENCE_S = 0.4
+SILENCE_S = 1.0
 """What a call takes to find out that nobody answers: MongoDB's is 1.9 s."""
-SLACK_S = 0.2
+SLACK_S = 0.6
+"""For a machine that is busy. One who waits for another's call first, and then for its own, takes up to three quarters
+of a call more."""
 
 
 def writes(site: Site) -> list[tuple[str, str]]:

@@ -64,9 +64,13 @@ class Line:
         await self._writer.drain()
 
     async def answer(self) -> tuple[int, str]:
-        """(status, all of it) up to the end of the connection."""
+        """(status, all of it) up to the end of the connection, which is a reset where more was sent than was read."""
+        came = bytearray()
         async with asyncio.timeout(20):
-            text = (await self._reader.read()).decode()
+            with contextlib.suppress(ConnectionError):
+                while block := await self._reader.read(1 << 16):
+                    came += block
+        text = came.decode()
         return int(text.split()[1]), text
 
     async def hang_up(self, abruptly: bool = False) -> None:
@@ -79,9 +83,9 @@ class Line:
 
 @pytest.fixture
 async def quick(tmp_path: Path) -> AsyncIterator[tuple[Site, int]]:
-    """A server that measures the rate over a tenth of a second and asks for 10 kB/s."""
+    """A server that measures the rate over half a second and asks for 10 kB/s."""
     async with (
-        site_in(tmp_path, Settings(push_min_rate=10_000, push_window_s=0.1, load_timeout_s=20.0)) as site,
+        site_in(tmp_path, Settings(push_min_rate=10_000, push_window_s=0.5, load_timeout_s=20.0)) as site,
         listening(site) as port,
     ):
         yield site, port
@@ -112,11 +116,11 @@ async def test_a_silent_or_trickling_upload_is_cut_off(quick: tuple[Site, int], 
 async def test_an_upload_that_keeps_the_rate_may_take_its_time(quick: tuple[Site, int]) -> None:
     """Over many windows."""
     site, port = quick
-    content = os.urandom(2000) * 20
+    content = os.urandom(8000) * 20
     line = await Line.dial(site, port, len(HEAD) + len(content) + len(TAIL))
-    for at in range(0, len(content), 2000):
-        await line.send(content[at : at + 2000])
-        await asyncio.sleep(0.02)
+    for at in range(0, len(content), 8000):
+        await line.send(content[at : at + 8000])
+        await asyncio.sleep(0.1)
     await line.send(TAIL)
     await eventually(lambda: site.bench.watch.catalog.ready("m", 1))
     version = site.bench.now("m", 1)

@@ -23,6 +23,7 @@ import pytest
 
 from core.errors import Unavailable
 from core.settings import MIB, Settings
+from loadtests.processes import free_port
 from server.servers import obtaining
 from server.servers.choice import may_install
 from tests.deploy.composed import ROOT, seconds, services
@@ -102,12 +103,6 @@ class Answering(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: object) -> None: ...
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def native(gateways: list[Gateway], port: int, folder: Path) -> str:

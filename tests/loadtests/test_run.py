@@ -116,10 +116,10 @@ class Stuck:
 def test_who_leaves_late_has_waited() -> None:
     """A generator that was held up for 100 ms sends what was due meanwhile, and counts from when it was due."""
     side, target = Side(0.05), Stuck()
-    open_loop.on_exact_timers(open_loop.offer(target, side, 100, 0.2))
-    assert target.calls == side.answered == 20
+    open_loop.on_exact_timers(open_loop.offer(target, side, 100, 1.0))
+    assert target.calls == side.answered == 100
     assert side.at(1.0) >= 0.1
-    assert 5 <= side.late <= 12
+    assert 5 <= side.late < 50
 
 
 def test_a_model_that_the_server_lacks_is_named(site: Site) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -39,8 +39,15 @@ def mongo_at(url: str, driver: str) -> Mongo:
     return Mongo(connected(DRIVERS[driver], f"{server}/"), database)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may let a database wait for longer than the product waits for it. How long that is, is tested
+    where the database is away."""
+    monkeypatch.setattr("repository.mongo.WITHIN_S", MADE_WITHIN_S)
+
+
 @pytest.fixture(params=sorted(DRIVERS))
-async def mongo(request: pytest.FixtureRequest, mongo_url: str) -> AsyncIterator[Mongo]:
+async def mongo(request: pytest.FixtureRequest, mongo_url: str, patient: None) -> AsyncIterator[Mongo]:
     """A database of MongoDB's, through each driver."""
     opened = mongo_at(mongo_url, request.param)
     yield opened
@@ -54,24 +61,26 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def backend(backend_name: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+async def backend(
+    backend_name: str, request: pytest.FixtureRequest, tmp_path: Path, patient: None
+) -> AsyncIterator[Backend]:
     if backend_name == "embedded":
         made = Backend(await SqliteStore.open(tmp_path / "records.sqlite"), FileArtifacts(tmp_path / "artifacts"))
     else:
         mongo = mongo_at(request.getfixturevalue("mongo_url"), backend_name)
         cache = Cache(tmp_path / "cache", ALL_MEMORY)
         made = Backend(MongoStore(mongo), MongoArtifacts(mongo, cache, BEAT_S, PATIENCE_S))
-    await _prepared(made.store)
+    await answered(made.store.revision)
     yield made
     await made.store.close()
 
 
-async def _prepared(store: Store) -> None:
-    """The first call makes the database, which on a busy machine may take longer than any other call."""
+async def answered(call: Callable[[], Awaitable[object]]) -> None:
+    """Until it is: a database's first call, and the first after it was away, may take longer than any other."""
     async with asyncio.timeout(MADE_WITHIN_S):
         while True:
             with suppress(Unavailable):
-                await store.revision()
+                await call()
                 return
 
 

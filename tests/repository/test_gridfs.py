@@ -110,7 +110,10 @@ async def test_a_writer_killed_in_its_upload_leaves_nothing_after_a_sweep(
     writer.wait()
     assert await kept.digests() == []
     assert len(await files_of(kept)) == 1
-    assert await kept.sweep() == 1
+    async with asyncio.timeout(20):
+        while not (swept := await kept.sweep()):  # its last sign of life may still be on its way into the database
+            pass
+    assert swept == 1
     assert await files_of(kept) == set()
 
 
@@ -119,10 +122,12 @@ async def test_a_sweep_spares_a_living_writer_of_another_process(
     kept: MongoArtifacts, writer: subprocess.Popen[str]
 ) -> None:
     """Though it has not had a byte for long; its upload becomes an artifact."""
+    kept._patience = 10 * PATIENCE_S  # for one of another process, on a machine that is busy
     assert await kept.sweep() == 0
     output, _ = await asyncio.to_thread(writer.communicate, "\n")
-    assert output.strip() == sha(bytes(3 << 20) + b"end")
-    assert await kept.digests() == [output.strip()]
+    digest = output.splitlines()[-1]  # after what it may have logged
+    assert digest == sha(bytes(3 << 20) + b"end")
+    assert await kept.digests() == [digest]
 
 
 async def test_a_writer_taken_for_dead_says_so(kept: MongoArtifacts, mongo: Mongo, tmp_path: Path) -> None:

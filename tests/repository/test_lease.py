@@ -112,11 +112,11 @@ async def test_a_released_lease_is_free_at_once(store: Store) -> None:
 
 async def test_waiting_ends_with_the_lease_and_keeping_with_its_loss(store: Store) -> None:
     """By the real clock: the holder renews itself; once it stops the waiter follows, and the holder knows."""
-    first, second = Tenure(store, "reconciler", 0.5), Tenure(store, "reconciler", 0.5)
+    first, second = Tenure(store, "reconciler", 2.0), Tenure(store, "reconciler", 2.0)
     await first.wait()
     keeping = asyncio.create_task(first.keep())
     waiting = asyncio.create_task(second.wait())
-    await asyncio.sleep(1.0)  # two whole times: nobody takes it while it is renewed
+    await asyncio.sleep(4.0)  # two whole times: nobody takes it while it is renewed
     assert first.held
     assert not waiting.done()
     keeping.cancel()

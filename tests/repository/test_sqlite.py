@@ -109,7 +109,7 @@ async def test_a_neighbour_that_holds_the_lock_never_blocks_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While another process writes for long, the write waits in its thread, the loop runs, and then it is a 503."""
-    monkeypatch.setattr(sqlite, "BUSY_S", 0.3)
+    monkeypatch.setattr(sqlite, "BUSY_S", 2.0)
     path = tmp_path / "records.sqlite"
     store = await SqliteStore.open(path)
     neighbour = sqlite3.connect(path, isolation_level=None)
@@ -121,7 +121,7 @@ async def test_a_neighbour_that_holds_the_lock_never_blocks_the_loop(
         longest, before = max(longest, time.monotonic() - before), time.monotonic()
     with pytest.raises(Unavailable, match="busy"):
         await write
-    assert longest < 0.2
+    assert longest < 1.0
     neighbour.execute("ROLLBACK")
     neighbour.close()
     await store.insert(Counter(model="m", last=1))

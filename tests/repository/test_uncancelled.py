@@ -16,9 +16,11 @@ class Driver:
 
     def __init__(self) -> None:
         self.ended: list[str] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def call(self, what: str) -> str:
-        await asyncio.sleep(0.05)
+        await self.answers.wait()
         self.ended.append(what)
         if what == "bad":
             raise ValueError(what)
@@ -31,13 +33,17 @@ class Driver:
 async def test_who_gives_up_waiting_leaves_the_call_alone() -> None:
     """Also where it fails later: nobody hears of that."""
     driver = Driver()
+    driver.answers.clear()
     wrapped = Uncancelled(driver)
     for what in ("good", "bad"):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await wrapped.call(what)
     assert driver.ended == []
-    await asyncio.sleep(0.1)
+    driver.answers.set()
+    async with asyncio.timeout(20):
+        while len(driver.ended) < 2:
+            await asyncio.sleep(0)
     assert driver.ended == ["good", "bad"]
 
 
