@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import hypothesis
 import pytest
 import uvloop
@@ -81,6 +82,10 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("tests")
 """How long an example takes says more of the machine's other work than of what is tested."""
+
+httpx._config.DEFAULT_LIMITS.keepalive_expiry = 0.5
+"""Of every client here: servers under test close an idle connection after two seconds, perhaps in the moment that it is
+used again."""
 
 LENT = pytest.StashKey[Lent]()
 

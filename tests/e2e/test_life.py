@@ -195,19 +195,12 @@ def test_max_batch(ps: Client, files: Path, http: httpx.Client) -> None:
 
 
 def test_two_dozen_models(running_server: RunningServer, ps: Client, tmp_path: Path) -> None:
-    """Loaded at once, each answers with its own number; four in the production shape, where a database that replicas
-    which start leave no time may say "not now": that is pushed again, as it says."""
+    """Loaded at once, each answers with its own number; four in the production shape."""
     numbers = range(4 if running_server.distributed else 24)
 
     def push(number: int) -> None:
         (tmp_path / f"{number}.onnx").write_bytes(numbered(number))
-        try:
-            ps.push(tmp_path / f"{number}.onnx", f"dozen-{number}")
-        except Unavailable as error:
-            if not running_server.distributed or error.retry_after is None:
-                raise
-            time.sleep(error.retry_after)
-            ps.push(tmp_path / f"{number}.onnx", f"dozen-{number}")
+        ps.push(tmp_path / f"{number}.onnx", f"dozen-{number}")
 
     with ThreadPoolExecutor(2) as pushing:
         list(pushing.map(push, numbers))
@@ -365,8 +358,11 @@ def _memory(processes: list[psutil.Process]) -> list[int]:
 
 def _hosts(ps: Client, model: str) -> set[psutil.Process]:
     """The processes in which it runs."""
-    told = [replica["pid"] for replica in ready(ps, model)]
-    return {psutil.Process(pid) for pid in told if psutil.pid_exists(pid)}
+    found = set()
+    for replica in ready(ps, model):
+        with suppress(psutil.NoSuchProcess):  # it may go meanwhile
+            found.add(psutil.Process(replica["pid"]))
+    return found
 
 
 # --- keys and children --------------------------------------------------------------------------------------------
@@ -440,8 +436,8 @@ async def test_a_child_is_killed_mid_batch(running_server: RunningServer, ps: Cl
         return None
 
     begun = time.monotonic()
-    assert until(back, 20) != pid
-    assert time.monotonic() - begun < 15
+    assert until(back, 60) != pid
+    assert time.monotonic() - begun < 45
 
 
 def test_a_models_own_error(ps: Client, files: Path, running_server: RunningServer) -> None:

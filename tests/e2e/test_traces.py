@@ -13,8 +13,8 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -24,7 +24,7 @@ import pytest
 import tritonclient.grpc.aio as triton
 from penstock.client import Client
 
-from tests.production import Production, push_numbered, waited
+from tests.production import Production, push_numbered, settled, waited
 from tests.running import RunningServer
 
 STAGES = ["admission", "batch wait", "publish", "queue", "compute", "reply"]
@@ -95,7 +95,7 @@ def _span(told: dict[str, Any], processes: dict[str, Any]) -> Span:
 @pytest.fixture(scope="module")
 def ps(production: Production, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     server = production.server
-    with penstock.connect(server.url, control=server.control, api_key=server.api_key) as client:
+    with settled(penstock.connect(server.url, control=server.control, api_key=server.api_key)) as client:
         push_numbered(client, tmp_path_factory.mktemp("traced"), MODEL, 5)
         yield client
 
@@ -170,10 +170,13 @@ async def test_a_request_has_one_trace_from_client_to_model_and_back(
     transport: str, watched: Watched, request: pytest.FixtureRequest, by_rest: Ask, by_grpc: Ask
 ) -> None:
     ask, root = (by_rest, REST_SPAN) if transport == "rest" else (by_grpc, GRPC_SPAN)
-    trace_id, parent = secrets.token_hex(16), secrets.token_hex(8)
-    assert await ask(trace_id, parent) == trace_id
-    await asyncio.to_thread(waited, lambda: len(watched.trace(trace_id)) == len(STAGES) + 2)
-    trace = watched.trace(trace_id)
+    for _ in range(3):
+        trace_id, parent = secrets.token_hex(16), secrets.token_hex(8)
+        assert await ask(trace_id, parent) == trace_id
+        await asyncio.to_thread(waited, lambda asked=trace_id: len(watched.trace(asked)) >= len(STAGES) + 2)
+        trace = watched.trace(trace_id)
+        if len(trace) == len(STAGES) + 2:  # a batch that a busy replica leaves lying is sent again, and shows twice
+            break
     check(trace, root, parent)
     by_name = {span.name: span for span in trace}
     batch, compute = by_name[f"process {MODEL}"], by_name["compute"]
@@ -190,7 +193,7 @@ async def test_a_batch_is_linked_with_every_member_both_ways(
     production.way.hold()
     try:
         asking = [asyncio.create_task(by_rest(trace_id, parent)) for trace_id, parent in asked.items()]
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
     finally:
         production.way.mend()
     await asyncio.gather(*asking)
@@ -198,18 +201,21 @@ async def test_a_batch_is_linked_with_every_member_both_ways(
         waited, lambda: all(any(span.name == "reply" for span in watched.trace(trace_id)) for trace_id in asked)
     )
     traces = {trace_id: watched.trace(trace_id) for trace_id in asked}
-    await asyncio.to_thread(waited, lambda: len(_batches(watched, asked)) > 0)
-    batches = _batches(watched, asked)
     computes = {
         (trace_id, span.span_id): span for trace_id, trace in traces.items() for span in trace if span.name == "compute"
     }
     assert len(computes) == len(asked)
-    linked = {link for batch in batches.values() for link in batch.links}
-    assert linked == set(computes)
+    await asyncio.to_thread(waited, lambda: _linked(_batches(watched, asked)) >= set(computes))
+    batches = _batches(watched, asked)
+    assert _linked(batches) == set(computes)
     assert all(computes[link].links == {key} for key, batch in batches.items() for link in batch.links)
     assert max(len(batch.links) for batch in batches.values()) > 1
     for batch in batches.values():
         assert batch.tags["penstock.batch.members"] == len(batch.links)
+
+
+def _linked(batches: dict[tuple[str, str], Span]) -> set[tuple[str, str]]:
+    return {link for batch in batches.values() for link in batch.links}
 
 
 def _batches(watched: Watched, asked: dict[str, str]) -> dict[tuple[str, str], Span]:
@@ -267,8 +273,10 @@ async def test_prometheus_finds_every_process_and_what_they_count(
 
 def test_nothing_of_it_listens_beyond_loopback(production: Production) -> None:
     """A process that says where its metrics are says a place that only this machine can reach."""
-    files = list((production.server.home / "metrics").glob("*.json"))
-    assert files
-    for file in files:
-        (told,) = json.loads(Path(file).read_text())
-        assert all(target.startswith("127.0.0.1:") for target in told["targets"])
+    targets = []
+    for file in (production.server.home / "metrics").glob("*.json"):
+        with suppress(FileNotFoundError):  # it goes with its process
+            (told,) = json.loads(file.read_text())
+            targets += told["targets"]
+    assert targets
+    assert all(target.startswith("127.0.0.1:") for target in targets)

@@ -151,7 +151,7 @@ def test_a_server_is_killed_and_started_again(start: Start, tmp_path: Path) -> N
     until(lambda: not Path(f"/proc/{child}").exists(), 20)
     begun = time.monotonic()
     after = start().ready().client
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 45
     assert after["api_key"] == before["api_key"]
     with penstock.connect(after["url"], api_key=after["api_key"]) as ps:
         assert int(ps.predict("fragile", [[0]])[0, 0]) != child
