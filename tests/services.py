@@ -231,11 +231,13 @@ def amqp_url(servers: Servers) -> Iterator[str]:
 
 
 @pytest.fixture
-def mongo_url(servers: Servers) -> Iterator[str]:
+def mongo_url(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """MongoDB's protocol, with a database of this test's own as the URL's path, dropped afterwards. It is there
-    already: its making may take longer than the product gives any call."""
+    already, and this process waits for it: on a busy machine it may take longer than the product gives any call. How
+    long that is, is tested where the database is away (`own_mongo`)."""
     from pymongo import MongoClient
 
+    monkeypatch.setattr("repository.mongo.WITHIN_S", 30.0)
     url = servers.url("mongo")
     name = f"test_{uuid.uuid4().hex}"
     client: MongoClient[dict[str, Any]] = MongoClient(url, serverSelectionTimeoutMS=30_000)

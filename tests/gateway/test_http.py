@@ -466,7 +466,7 @@ async def test_refused_before_the_body() -> None:
 
 async def test_what_the_protocol_refuses_is_counted() -> None:
     """Once each: infer requests, and those whose head could not be read."""
-    settings = {"max_body_bytes": 1000, "max_header_bytes": 500, "body_timeout_s": 0.1, "header_timeout_s": 0.1}
+    settings = {"max_body_bytes": 1000, "max_header_bytes": 500, "body_timeout_s": 1.0, "header_timeout_s": 1.0}
     async with running(**settings) as server:
         slow = post(INFER, b"a", length=10)
         long = b"GET / HTTP/1.1\r\nHost: t\r\nX: %b" % (b"x" * 600)

@@ -148,7 +148,7 @@ async def test_from_another_thread_the_loop_is_asked(site: Site) -> None:
 async def test_a_loop_that_is_stuck_keeps_no_scrape_waiting(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meters, "PATIENCE_S", 0.05)
     scrape = asyncio.get_running_loop().run_in_executor(None, told, site)
-    time.sleep(0.5)
+    time.sleep(2)
     found = await scrape
     assert "penstock_queue_rows" not in found
     assert "penstock_http_connections" in found

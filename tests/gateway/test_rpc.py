@@ -279,7 +279,7 @@ async def test_an_answer_to_a_caller_that_has_just_left_goes_nowhere() -> None:
 async def test_the_deadline_of_the_call_reaches_the_batch() -> None:
     async with running(version(), transport=lambda: Fake(automatic=False)) as here:
         fake = here.transports["echo/1"]
-        error = await refused(here.call(INFER, raw_request(), timeout=0.2))
+        error = await refused(here.call(INFER, raw_request(), timeout=2.0))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         (batch,) = fake.sent
         assert batch.members[0].deadline - time.monotonic_ns() < 1_000_000_000

@@ -39,15 +39,8 @@ def mongo_at(url: str, driver: str) -> Mongo:
     return Mongo(connected(DRIVERS[driver], f"{server}/"), database)
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine may let a database wait for longer than the product waits for it. How long that is, is tested
-    where the database is away."""
-    monkeypatch.setattr("repository.mongo.WITHIN_S", MADE_WITHIN_S)
-
-
 @pytest.fixture(params=sorted(DRIVERS))
-async def mongo(request: pytest.FixtureRequest, mongo_url: str, patient: None) -> AsyncIterator[Mongo]:
+async def mongo(request: pytest.FixtureRequest, mongo_url: str) -> AsyncIterator[Mongo]:
     """A database of MongoDB's, through each driver."""
     opened = mongo_at(mongo_url, request.param)
     yield opened
@@ -61,9 +54,7 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def backend(
-    backend_name: str, request: pytest.FixtureRequest, tmp_path: Path, patient: None
-) -> AsyncIterator[Backend]:
+async def backend(backend_name: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
     if backend_name == "embedded":
         made = Backend(await SqliteStore.open(tmp_path / "records.sqlite"), FileArtifacts(tmp_path / "artifacts"))
     else:

@@ -52,8 +52,9 @@ def test_a_mark_is_read_off_the_statistics() -> None:
     assert mark(statistics) == Mark({}, 2, 300)
 
 
-async def test_an_embedded_server_tells_of_itself(tmp_path: Path) -> None:
+async def test_an_embedded_server_tells_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One replica of each loaded version, one gateway, and what both did in the last second."""
+    monkeypatch.setattr("server.pulse.PERIOD_S", 3600.0)  # no beats but those below
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}
     async with inside(tmp_path / "home") as server:
         await push(server, "echo", identity(), alias="champion")

@@ -295,10 +295,10 @@ async def test_a_deadline_passes_in_the_queue_and_aboard_alike() -> None:
     """Where the worker never answers, its caller and those behind it hear so in time; late results go nowhere."""
     transport = Scripted()
     subject = batcher(transport)
-    subject.submit(aboard := Caller(1, within_ms=20))
+    subject.submit(aboard := Caller(1, within_ms=200))
     subject.submit(patient := Caller(2))
     await turn()
-    subject.submit(queued := Caller(3, within_ms=40))
+    subject.submit(queued := Caller(3, within_ms=400))
     await until(lambda: bool(aboard.outcomes) and bool(queued.outcomes))
     assert [type(outcome) for outcome in aboard.outcomes + queued.outcomes] == [DeadlineExceeded] * 2
     assert time.monotonic_ns() >= queued.deadline
@@ -312,7 +312,7 @@ async def test_a_deadline_passes_aboard_though_nothing_waits() -> None:
     """The timer stands for what is in flight too."""
     transport = Scripted()
     subject = batcher(transport)
-    subject.submit(caller := Caller(1, within_ms=20))
+    subject.submit(caller := Caller(1, within_ms=200))
     await until(lambda: bool(caller.outcomes))
     assert [type(outcome) for outcome in caller.outcomes] == [DeadlineExceeded]
     assert len(transport.waiting) == 1
@@ -385,12 +385,12 @@ async def test_who_waits_behind_a_closed_window_is_turned_away(monkeypatch: pyte
 
 async def test_refusals_are_raised_at_once() -> None:
     """Expired, hopeless and full: by exceptions, and the entry is not kept."""
-    transport = Scripted(samples=[Sample(1, 0.01), Sample(8, 0.02)])
+    transport = Scripted(samples=[Sample(1, 1.0), Sample(8, 2.0)])
     subject = batcher(transport, queue_bound=2)
     with pytest.raises(DeadlineExceeded):
         subject.submit(Caller(1, within_ms=-1))
     with pytest.raises(Hopeless):
-        subject.submit(Caller(1, within_ms=5))
+        subject.submit(Caller(1, within_ms=500))
     for number in range(2):
         subject.submit(Caller(number))
     with pytest.raises(QueueFull):

