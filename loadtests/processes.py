@@ -151,7 +151,7 @@ def family(pid: int) -> list[psutil.Process]:
 def free_port() -> int:
     """One that nothing listens on, below those that the kernel gives to outgoing connections, which might take it."""
     while True:
-        port = random.randrange(10_240, 32_768)
+        port = random.randrange(10_240, 20_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 
