@@ -5,7 +5,7 @@
 # make bench  measure against the echo; ARGS="--quick --only rest-json" narrows it
 # make bench-peers   measure beside other inference servers, each in an environment of its own; ARGS as for bench
 # make simulate   the batching policy in virtual time, beside other rules and the optimum; ARGS as for bench
-# make load   hold the server to its latency budgets, as CI does; load-full: every scenario; load-proof: by hand, an hour
+# make load   hold the server to its latency budgets, as CI does; load-full: every scenario; load-proof: by hand, over an hour
 # make alerts   Prometheus rules from the same budgets
 .PHONY: up up-distributed test check bench bench-peers simulate load load-full load-proof alerts requirements
 
