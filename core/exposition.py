@@ -225,8 +225,8 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         end = threading.Timer(WHOLE_S, _cut_off, (request,))
         end.daemon = True
-        end.start()
         try:
+            end.start()
             super().process_request_thread(request, client_address)
         finally:
             end.cancel()

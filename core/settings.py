@@ -326,7 +326,7 @@ def slips() -> dict[str, str]:
     taken = {*names, CONFIG.removeprefix(PREFIX), *(f"{name.upper()}_FILE" for name in SECRET)}
     strangers = {name.upper().removeprefix(PREFIX) for name in os.environ if name.upper().startswith(PREFIX)} - taken
     near = {name: get_close_matches(name, names, 1, RESEMBLES) for name in sorted(strangers)}
-    return {f"{PREFIX}{name}": f"{PREFIX}{found[0]}" for name, found in near.items() if found}
+    return {_variable(name): _variable(found[0]) for name, found in near.items() if found}
 
 
 def _origin(name: str) -> str:

@@ -79,14 +79,6 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         yield server
 
 
-hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("tests")
-"""How long an example takes says more of the machine's other work than of what is tested."""
-
-httpx._config.DEFAULT_LIMITS.keepalive_expiry = 0.5
-"""Of every client here: servers under test close an idle connection after two seconds, perhaps in the moment that it is
-used again."""
-
 LENT = pytest.StashKey[Lent]()
 
 
@@ -143,6 +135,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
+
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
+"""How long an example takes says more of the machine's other work than of what is tested."""
+
+httpx._config.DEFAULT_LIMITS.keepalive_expiry = 0.5
+"""Of every client here: servers under test close an idle connection after two seconds, perhaps in the moment that it is
+used again."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it leaves in the background so, and programs that tests start would inherit it.

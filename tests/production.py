@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import psutil
 from penstock.client import Client
 from penstock.errors import NotFound, Unavailable
@@ -178,6 +180,16 @@ def patiently(work: Callable[[], T]) -> T:
             return work()
         time.sleep(1)
     return work()
+
+
+async def asked_patiently(ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    """The same of one that is told so over HTTP: the first answer that is not 503, or the last."""
+    for _ in range(10):
+        answer = await ask()
+        if answer.status_code != 503:
+            break
+        await asyncio.sleep(1)
+    return answer
 
 
 def settled(ps: Client) -> Client:

@@ -31,6 +31,7 @@ from tritonclient.grpc import service_pb2
 
 from tests.gateway.wire import Answer, Wire, post
 from tests.graphs import graph, identity, tensor
+from tests.production import asked_patiently
 
 MIB = 1 << 20
 PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -180,11 +181,7 @@ async def furnish(target: Target) -> None:
 
 
 async def _pushed(target: Target, name: str, manifest: dict[str, Any], artifact: bytes) -> None:
-    for _ in range(10):
-        answer = await target.push(name, manifest, artifact)
-        if answer.status_code != 503:  # a database beside replicas that start
-            break
-        await asyncio.sleep(1)
+    answer = await asked_patiently(lambda: target.push(name, manifest, artifact))
     assert answer.status_code == 201, answer.text
 
 

@@ -11,6 +11,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -33,7 +34,7 @@ from server.embedded import Embedded
 from tests.e2e.inside import inside
 from tests.gateway.wire import Wire
 from tests.graphs import identity
-from tests.production import Lent
+from tests.production import Lent, asked_patiently
 from tests.running import DISTRIBUTED, EMBEDDED
 
 PUBLIC = ""
@@ -269,16 +270,6 @@ def address(path: str, row: Row) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], path)
 
 
-async def told(http: httpx.AsyncClient, method: str, url: str, **options: Any) -> httpx.Response:
-    """What a request is told, but for "not now": one call in thousands may find a database that is busy."""
-    for _ in range(10):
-        answer = await http.request(method, url, **options)
-        if answer.status_code != 503:
-            break
-        await asyncio.sleep(1)
-    return answer
-
-
 async def test_every_rest_route_with_every_credential(site: Site) -> None:
     """The live route table is the one above, and each route answers each credential as the policy says."""
     assert set().union(*site.parts.values()) == set(REST)
@@ -290,7 +281,8 @@ async def test_every_rest_route_with_every_credential(site: Site) -> None:
                 row = REST[method, path]
                 want = expected(row, who, "{model}" in path)
                 for header in headers(who):
-                    answer = await told(http, method, url + address(path, row), json=row.body, headers=header)
+                    ask = partial(http.request, method, url + address(path, row), json=row.body, headers=header)
+                    answer = await asked_patiently(ask)  # one call in thousands may find the database busy
                     if answer.status_code != want:
                         wrong.append(f"{method} {path} with {name}: {answer.status_code}, not {want}: {answer.text}")
                     if want >= 400 and method != "HEAD" and "error" not in answer.json():
